@@ -1,0 +1,241 @@
+"""Where and how functions run: the World of a trainer, contexts, and the scoped switches.
+
+A World is what one trainer owns: its parameters, memory of parameters, random state, default
+context and communicator. A process has one; each rank of the threads transport has its own.
+Switches (`context_scope`, `auto_forward`, `no_grad`) are context variables: threads do not disturb
+each other. Threads that distnn starts run in a copy of their creator's context.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ArgumentError, ContextError
+
+if TYPE_CHECKING:
+    from .backend import Backend
+
+DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank
+
+
+class World:
+    """Parameters, random state, default context and communicator of one trainer."""
+
+    def __init__(self) -> None:
+        self.parameters: OrderedDict[str, Any] = OrderedDict()
+        self.slabs: dict[Any, Any] = {}
+        self.context = Context()
+        self.communicator: Any = None
+        self.parameter_generator = np.random.RandomState(DEFAULT_SEED)
+        self.seed = DEFAULT_SEED
+        self.draws = 0
+
+    @property
+    def worker(self) -> int:
+        """Who draws random numbers: the rank."""
+        return 0 if self.communicator is None else self.communicator.rank
+
+    def next_draw(self) -> int:
+        """Number of the next draw of random numbers; each random function takes one as it runs."""
+        draw = self.draws
+        self.draws += 1
+        return draw
+
+
+class Context:
+    """What functions run on: a backend, an array class and a device.
+
+    Args:
+        backend: backends in order of preference, each `"<name>:<type_config>"`; default
+            `["cpu:float"]`. The type configuration is float (float32), half (float16) or double.
+        array_class: kept for NNabla's scripts; the backend decides.
+        device_id: number of the device, as text or int.
+
+    >>> import distnn as nn
+    >>> nn.Context(["cpu:float"]).backend
+    ['cpu:float']
+    """
+
+    def __init__(
+        self,
+        backend: list[str] | str | None = None,
+        array_class: str = "",
+        device_id: str | int = "0",
+    ) -> None:
+        if backend is None:
+            backend = ["cpu:float"]
+        self.backend = [backend] if isinstance(backend, str) else list(backend)
+        self.array_class = array_class
+        self.device_id = str(device_id)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        object.__setattr__(self, "_resolved", None)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in ("backend", "array_class", "device_id"):
+            raise ArgumentError(
+                f"[Context] has no {name!r}; use 'backend', 'array_class' or 'device_id'"
+            )
+        return getattr(self, name)
+
+    @property
+    def _key(self) -> tuple:
+        return (tuple(self.backend), self.array_class, self.device_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Context) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        rest = f"array_class={self.array_class!r}, device_id={self.device_id!r}"
+        return f"Context({self.backend}, {rest})"
+
+    def resolve(self) -> Backend:
+        """The backend that carries this context out; raises ContextError if there is none here."""
+        resolved: Backend | None = self._resolved  # type: ignore[attr-defined]
+        if resolved is None:
+            resolved = _resolve(*self._key)
+            object.__setattr__(self, "_resolved", resolved)
+        return resolved
+
+
+@functools.cache
+def _resolve(backends: tuple[str, ...], array_class: str, device_id: str) -> Backend:
+    from .backend import CpuBackend
+
+    for text in backends:
+        name, _, type_config = text.partition(":")
+        if name == "cpu":
+            return CpuBackend(type_config or "float")
+        if name in ("cuda", "cudnn"):
+            from .ext_utils import require_gpu
+
+            require_gpu(name)
+    raise ContextError(
+        f"[Context] no backend of {list(backends)} is known; use 'cpu', for example "
+        "Context(['cpu:float'])"
+    )
+
+
+_DEFAULT_WORLD = World()
+_world: ContextVar[World] = ContextVar("distnn_world", default=_DEFAULT_WORLD)
+_context: ContextVar[Context | None] = ContextVar("distnn_context", default=None)
+_auto_forward: ContextVar[bool] = ContextVar("distnn_auto_forward", default=False)
+_recording: ContextVar[bool] = ContextVar("distnn_recording", default=True)
+
+current_world = _world.get
+
+
+@contextmanager
+def world_scope(world: World) -> Iterator[World]:
+    """Use `world` inside the block: its parameters, random state, context and communicator."""
+    token = _world.set(world)
+    try:
+        yield world
+    finally:
+        _world.reset(token)
+
+
+def get_current_context() -> Context:
+    """The context in which a function called now would run."""
+    return _context.get() or _world.get().context
+
+
+def current_backend() -> Backend:
+    """The backend of the current context."""
+    return get_current_context().resolve()
+
+
+def set_default_context(ctx: Context) -> None:
+    """Run functions in `ctx` from now on, in every thread of this World.
+
+    >>> import distnn as nn
+    >>> from distnn.ext_utils import get_extension_context
+    >>> nn.set_default_context(get_extension_context('cpu'))
+    """
+    _check_context("set_default_context", ctx)
+    if _context.get() is not None:
+        raise ContextError(
+            "[set_default_context] cannot change the default inside a context_scope, which would "
+            "hide it; leave the scope first"
+        )
+    ctx.resolve()  # fails now, at the user's line, if ctx cannot be used here
+    _world.get().context = ctx
+
+
+@contextmanager
+def context_scope(ctx: Context) -> Iterator[None]:
+    """Run functions that are called inside the block in `ctx`.
+
+    >>> import distnn as nn
+    >>> with nn.context_scope(nn.Context(['cpu:double'])):
+    ...     nn.get_current_context().backend
+    ['cpu:double']
+    """
+    _check_context("context_scope", ctx)
+    ctx.resolve()
+    token = _context.set(ctx)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def _check_context(function: str, ctx: object) -> None:
+    if not isinstance(ctx, Context):
+        raise ArgumentError(
+            f"[{function}] ctx is {type(ctx).__name__}; pass a Context, for example "
+            "get_extension_context('cpu')"
+        )
+
+
+@contextmanager
+def auto_forward(auto: bool = True) -> Iterator[None]:
+    """Compute each function when it is called: a dynamic graph, rebuilt every iteration.
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> with nn.auto_forward():
+    ...     y = F.relu(nn.Variable.from_numpy_array(np.array([-1., 2.])))
+    >>> y.d
+    array([0., 2.], dtype=float32)
+    """
+    token = _auto_forward.set(bool(auto))
+    try:
+        yield
+    finally:
+        _auto_forward.reset(token)
+
+
+def set_auto_forward(auto: bool) -> None:
+    """Switch the dynamic mode on or off for this thread until it is set again."""
+    _auto_forward.set(bool(auto))
+
+
+get_auto_forward = _auto_forward.get
+
+
+@contextmanager
+def no_grad(no_grad_: bool = True) -> Iterator[None]:
+    """Record no graph inside the block: results of functions have no parent and need no gradient.
+
+    Together with `auto_forward` nothing is kept for backward. In static mode the graph is still
+    recorded, since it must be computed later, but no gradient flows through it.
+    """
+    token = _recording.set(not no_grad_)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+is_recording = _recording.get

@@ -1,0 +1,1 @@
+"""Names under which old NNabla scripts find things."""

@@ -1,0 +1,314 @@
+"""Execution: a plan bound to one live graph, and how it runs forward and backward.
+
+Arrays belong to the graph (to its values, and to its nodes where gradients read them), never to the
+plan: two live graphs of one structure do not disturb each other. Gradients of intermediate values
+live only while a backward runs, unless the user asked to keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .derivative import environment, gradients_by_rules
+from .errors import GraphError
+from .graph import Hook, Node, Value, version
+from .hooks import function_hooks
+from .memory import owns_memory
+from .ndarray import NdArray, Storage
+from .plan import BackwardStep, Contribution, Graph, Plan, plans
+
+Hooks = tuple[Hook | None, Hook | None]
+
+
+class ReadyCallback(Protocol):
+    """What backward tells of gradients that are complete (a communicator's callback)."""
+
+    def ready(self, storage: Storage) -> None:
+        """This storage has got its last gradient of the running backward."""
+
+    def finish(self) -> None:
+        """The backward is over."""
+
+
+def forward(
+    roots: Sequence[Value], clear_buffer: bool, clear_no_need_grad: bool, hooks: Hooks
+) -> None:
+    """Compute the roots; see Variable.forward."""
+    _execution(roots).forward(clear_buffer, clear_no_need_grad, hooks)
+
+
+def backward(
+    root: Value,
+    seed: Any,
+    clear_buffer: bool,
+    callbacks: Sequence[ReadyCallback],
+    hooks: Hooks,
+) -> None:
+    """Add the gradients of the leaves; see Variable.backward."""
+    if root.parent is None:
+        raise GraphError(
+            "[Variable.backward] this Variable is a leaf: no function computes it; call "
+            "backward() on a result"
+        )
+    _execution([root]).backward(root, seed, clear_buffer, callbacks, hooks)
+
+
+def _execution(roots: Sequence[Value]) -> Execution:
+    """The execution of the graph that ends in `roots`; remembered while the graph is unchanged."""
+    if len(roots) == 1:
+        execution = roots[0].execution
+        if execution is not None and execution.version == version.number:
+            return execution
+    number = version.number
+    execution = Execution(Graph(roots), number)
+    if len(roots) == 1:
+        roots[0].execution = execution
+    return execution
+
+
+class Execution:
+    """A plan and the live graph on which it runs."""
+
+    __slots__ = ("leaves", "nodes", "plan", "version")
+
+    def __init__(self, graph: Graph, number: int) -> None:
+        self.version = number
+        self.plan: Plan = plans.plan(graph)
+        self.nodes = graph.nodes
+        self.leaves = graph.leaves
+
+    def _value(self, slot: int) -> Value | None:
+        """The live Value of a slot; results are asked of their nodes, holding them makes a cycle."""
+        leaf = self.leaves.get(slot)
+        if leaf is not None:
+            return leaf
+        k = self.plan.producer[slot]
+        return self.nodes[k].live_output(slot - self.plan.calls[k].targets[0])
+
+    def _clear(self, slots: Sequence[int], reason: str) -> None:
+        for slot in slots:
+            value = self._value(slot)
+            data = None if value is None else value.present_data()
+            if data is not None:
+                data._storage.clear(reason)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def forward(self, clear_buffer: bool, clear_no_need_grad: bool, hooks: Hooks) -> None:
+        if clear_buffer:
+            reason = (
+                "forward(clear_buffer=True) freed it; set persistent=True to keep it, or use "
+                "clear_no_need_grad=True if backward follows"
+            )
+        else:
+            reason = "forward(clear_no_need_grad=True) freed it; set persistent=True to keep it"
+        nodes = self.nodes
+        pre, post = function_hooks(hooks)
+        with np.errstate(all="ignore"):
+            for step in self.plan.forward(clear_buffer, clear_no_need_grad):
+                node = nodes[step.node]
+                for hook in pre:
+                    hook(node)
+                node.execute(step.inplace)
+                for hook in post:
+                    hook(node)
+                if step.clears:
+                    self._clear(step.clears, reason)
+
+    # -- backward -----------------------------------------------------------------------------
+
+    def backward(
+        self,
+        root: Value,
+        seed: Any,
+        clear_buffer: bool,
+        callbacks: Sequence[ReadyCallback],
+        hooks: Hooks,
+    ) -> None:
+        plan = self.plan
+        steps = plan.backward(clear_buffer)
+        if not steps:
+            raise GraphError(
+                "[Variable.backward] nothing here needs a gradient; create a leaf with "
+                "need_grad=True (parameters have it unless fix_parameters=True)"
+            )
+        gradients: list[_Gradient | None] = [None] * plan.n_slots
+        gradients[plan.roots[0]] = _seed_gradient(root, seed)
+        pre, post = function_hooks(hooks)
+        kept = None if not clear_buffer else plan.persistent | plan.wanted
+        reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
+        with np.errstate(all="ignore"):
+            for step in steps:
+                node = self.nodes[step.node]
+                for hook in pre:
+                    hook(node)
+                outer = [self._outer(gradients, node, i, s) for i, s in enumerate(step.targets)]
+                self._keep_gradients(step, gradients, kept, plan.roots[0])
+                for slot in step.targets:
+                    if slot >= 0:
+                        gradients[slot] = None
+                self._run(step, node, outer, gradients)
+                del outer
+                if clear_buffer:
+                    node.release()
+                    self._clear(step.clears, reason)
+                for hook in post:
+                    hook(node)
+                for slot in step.ready:
+                    for callback in callbacks:
+                        callback.ready(self.leaves[slot].grad._storage)
+            for slot in plan.wanted:
+                gradient = gradients[slot]
+                value = self._value(slot)
+                if gradient is not None and value is not None:
+                    _give(value, gradient)
+            for callback in callbacks:
+                callback.finish()
+
+    def _outer(
+        self, gradients: list[_Gradient | None], node: Node, index: int, slot: int
+    ) -> np.ndarray | None:
+        """The gradient that comes in for an output of `node`."""
+        gradient = None if slot < 0 else gradients[slot]
+        if gradient is None:
+            return None
+        dtype = node.setup.results[index].dtype
+        array = gradient.array
+        return array if array.dtype == dtype else array.astype(dtype)
+
+    def _keep_gradients(
+        self,
+        step: BackwardStep,
+        gradients: list[_Gradient | None],
+        kept: frozenset[int] | None,
+        root: int,
+    ) -> None:
+        """Give intermediate values their gradient, now complete, where users may read it."""
+        for slot in step.targets:
+            gradient = None if slot < 0 else gradients[slot]
+            if gradient is None or slot == root or (kept is not None and slot not in kept):
+                continue
+            value = self._value(slot)
+            if value is not None:
+                _give(value, gradient)
+
+    def _run(
+        self,
+        step: BackwardStep,
+        node: Node,
+        outer: list[np.ndarray | None],
+        gradients: list[_Gradient | None],
+    ) -> None:
+        """Compute and deliver the gradients of one node's inputs."""
+        setup = node.setup
+        backend = setup.backend
+        arrays = node.kept_arrays()
+        reads = setup.reads(step.need)
+        if reads.fast:
+            names = environment(setup, arrays, outer, node.operands)
+            declaration = setup.declaration
+            assert declaration.backward_reads is not None
+            outs: list[np.ndarray | None] = [None] * len(setup.input_shapes)
+            for c in step.contributions:
+                outs[c.source] = self._memory(c, setup.input_shapes[c.source], backend)
+            options = {name: names.get(name) for name in declaration.backward_reads}
+            if setup.scratch:
+                options["scratch"] = backend.empty((setup.scratch,), np.dtype(np.uint8))
+            setup.function.backward(  # type: ignore[attr-defined]
+                backend.xp, reads.need, **options, out=declaration.per_input(outs)
+            )
+            for c in step.contributions:
+                self._deliver(c, outs[c.source], True, gradients, backend)  # type: ignore[arg-type]
+            return
+        for i, gradient in enumerate(outer):
+            if gradient is None:
+                spec = setup.results[i]
+                outer[i] = np.zeros(spec.shape, spec.dtype)
+        names = environment(setup, arrays, outer, node.operands)
+        by_source = {c.source: c for c in step.contributions}
+        for index, gradient in gradients_by_rules(setup, backend.xp, step.need, names):
+            others = (*arrays.values(), *outer)
+            own = owns_memory(gradient) and not any(gradient is a for a in others)
+            self._deliver(by_source[index], gradient, own, gradients, backend)
+
+    def _memory(self, c: Contribution, shape: Any, backend: Any) -> np.ndarray:
+        """Where a gradient is written: straight into a leaf's, if it is to be overwritten."""
+        if c.leaf and c.first:
+            grad = self.leaves[c.slot].grad
+            storage = grad._storage
+            if storage.zeroing and grad._whole() and storage.dtype == backend.dtype:
+                array = storage.array
+                if array is None:
+                    array = storage.allocate(storage.dtype)
+                return grad._view(array)
+        return backend.empty(shape, backend.dtype)
+
+    def _deliver(
+        self,
+        c: Contribution,
+        array: np.ndarray,
+        own: bool,
+        gradients: list[_Gradient | None],
+        backend: Any,
+    ) -> None:
+        """Write or add a contribution; `own` says that nobody else refers to `array`."""
+        if c.leaf:
+            _add_to_leaf(self.leaves[c.slot].grad, array, c.first, backend)
+            return
+        present = gradients[c.slot]
+        if present is None:
+            gradients[c.slot] = _Gradient(array, own)
+        elif present.own:
+            backend.add(present.array, array, present.array)
+        else:
+            total = backend.empty(array.shape, array.dtype)
+            backend.add(present.array, array, total)
+            gradients[c.slot] = _Gradient(total, True)
+
+
+class _Gradient:
+    """The gradient of an intermediate value while backward runs."""
+
+    __slots__ = ("array", "own")
+
+    def __init__(self, array: np.ndarray, own: bool) -> None:
+        self.array = array
+        self.own = own  # we may write to it
+
+
+def _seed_gradient(root: Value, seed: Any) -> _Gradient:
+    assert root.parent is not None
+    dtype = root.parent.setup.results[root.index].dtype
+    if np.isscalar(seed):
+        return _Gradient(np.full(root.shape, seed, dtype), True)
+    return _Gradient(np.asarray(seed, dtype), False)
+
+
+def _add_to_leaf(grad: NdArray, array: np.ndarray, first: bool, backend: Any) -> None:
+    storage = grad._storage
+    if first and storage.zeroing and grad._whole():
+        target = storage.array if storage.array is not None else storage.allocate(storage.dtype)
+        target = grad._view(target)
+        if array is not target and not _same_memory(array, target):
+            np.copyto(target, array, "same_kind")
+    else:
+        target = grad._view(storage.materialize())
+        backend.add(target, array, target)
+    storage.written()
+
+
+def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.__array_interface__["data"] == b.__array_interface__["data"]
+
+
+def _give(value: Value, gradient: _Gradient) -> None:
+    """Make a gradient visible as `g`; the memory is shared while backward still reads it."""
+    grad = value.grad
+    if gradient.own and not grad._storage.exported:
+        grad._storage.place(gradient.array)
+        gradient.own = False
+    else:
+        np.copyto(grad._storage.writable(), gradient.array, "same_kind")

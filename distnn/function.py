@@ -1,0 +1,411 @@
+"""Function: what one differentiable operation is. A shape rule, a forward and gradient rules.
+
+A function is declared in one place. Its parameter names say everything the engine has to know:
+
+    class Affine(Function):
+        def setup(self, x, w, b=None): ...         # inputs, in order; shapes and dtypes only
+        def forward(self, xp, x, w, b=None, *, out=None): ...
+        def grad_x(self, xp, dy, w): ...           # one rule per input; what it names is kept
+        def grad_w(self, xp, dy, x): ...
+        def grad_b(self, xp, dy): ...
+
+Instance attributes are structure: two instances with equal attributes are the same function.
+Keyword-only parameters of `forward` are operands: numbers that may differ from call to call
+(`x * 0.1`, dropout's p) without being another function.
+
+A rule may name inputs, public outputs, `d<output>`, operands, `<input>_shape`, and `index` where
+the inputs are variadic. It is pure: on arrays it computes, on Variables it records.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from .errors import ArgumentError, ShapeError
+
+if TYPE_CHECKING:
+    from .backend import Backend
+
+logger = logging.getLogger("distnn")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Shape and dtype of an array."""
+
+    shape: Shape
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Rule(NamedTuple):
+    """How to compute the gradient of one input, and the names it reads."""
+
+    names: tuple[str, ...]
+    compute: Callable[..., Any]  # compute(xp, **{name: value}), or with out= where takes_out
+    takes_out: bool
+
+
+class Declaration:
+    """What the signatures of a function's methods declare; made once per class or formula."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        rules: Mapping[str, Rule],
+        operands: Sequence[str] = (),
+        variadic: bool = False,
+        optional: Sequence[str] = (),
+        saved: Sequence[str] = (),
+        updates: Sequence[str] = (),
+        indices: Sequence[str] = (),
+        forward_names: Sequence[str] = ("out",),
+        backward_names: Sequence[str] | None = None,
+        wants_dtype: bool = False,
+    ) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.rules = dict(rules)
+        self.operands = tuple(operands)
+        self.variadic = variadic
+        self.optional = frozenset(optional)
+        self.saved = tuple(saved)
+        self.updates = tuple(updates)
+        self.indices = frozenset(indices)
+        self.takes_out = "out" in forward_names
+        self.takes_scratch = "scratch" in forward_names
+        self.backward_reads = None if backward_names is None else tuple(backward_names)
+        self.wants_dtype = wants_dtype
+        self.per_input: Any = tuple if variadic else namedtuple(f"{name}_inputs", inputs)._make
+        self._check()
+
+    def _check(self) -> None:
+        arrays = (*self.inputs, *self.outputs)
+        allowed = {*arrays, *("d" + name for name in self.outputs), *self.operands}
+        allowed |= {f"{name}_shape" for name in self.inputs}
+        if self.variadic:
+            allowed.add("index")
+        for name, rule in self.rules.items():
+            _check_names(f"{self.name}.grad_{name}", rule.names, allowed)
+        if self.backward_reads is not None:
+            _check_names(f"{self.name}.backward", self.backward_reads, allowed | {*self.saved})
+        for name in (*self.updates, *self.indices):
+            if name not in self.inputs:
+                raise TypeError(f"{self.name}: {name!r} is no input; inputs are {self.inputs}")
+
+
+def _check_names(where: str, names: Sequence[str], allowed: set[str]) -> None:
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise TypeError(f"{where} reads {unknown}; it may read {sorted(allowed)}")
+
+
+class Function:
+    """Base of all functions; see the module's text for how one is declared.
+
+    Class attributes:
+        outputs: names of the results; rules may read them.
+        saved: further results of forward that only `backward` reads.
+        updates: inputs that forward gives new values, returned after outputs and saved.
+        indices: inputs that are read as integers (labels, indices).
+        optional: inputs that may be None, besides those whose default in setup is None.
+        alias: the output is the input's memory in another shape.
+        inplace: numbers of inputs whose memory `out` may be.
+        random: forward takes `random`, a source of random numbers for this call.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("y",)
+    saved: ClassVar[tuple[str, ...]] = ()
+    updates: ClassVar[tuple[str, ...]] = ()
+    indices: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
+    alias: ClassVar[bool] = False
+    inplace: ClassVar[tuple[int, ...]] = ()
+    random: ClassVar[bool] = False
+
+    declaration: Declaration
+
+    def __init_subclass__(cls, by_signature: bool = True, **kwargs: Any) -> None:
+        """Read the declaration off the signatures, unless each instance brings its own."""
+        super().__init_subclass__(**kwargs)
+        if by_signature:
+            cls.declaration = _declare(cls)
+
+    @classmethod
+    def of(cls, *attributes: Any) -> Any:
+        """The instance with these attributes; the same object each time."""
+        return _interned(cls, *attributes)
+
+    @property
+    def name(self) -> str:
+        """The name that error messages use."""
+        return self.declaration.name
+
+    def key(self) -> tuple:
+        """Equal for functions that compute the same thing; raises TypeError if not hashable."""
+        key = self.__dict__.get("_key")
+        if key is None:
+            attributes = ((name, _tagged(value)) for name, value in vars(self).items())
+            key = (type(self), *attributes)
+            hash(key)
+            object.__setattr__(self, "_key", key)
+        return key
+
+    # -- what a function implements -----------------------------------------------------------
+
+    def setup(self, *specs: Any, **kwargs: Any) -> Any:
+        """Specs of outputs and saved results; raises ShapeError where the inputs do not fit."""
+        raise NotImplementedError
+
+    def forward(self, xp: Any, *arrays: Any, **kwargs: Any) -> Any:
+        """The outputs, then saved results, then new values of `updates`; a tuple if several."""
+        raise NotImplementedError
+
+    def scratch(self, *specs: Spec) -> int:
+        """Bytes of scratch memory that forward and backward want."""
+        return 0
+
+    if TYPE_CHECKING:  # calling.py sets it
+
+        def __call__(self, *inputs: Any, **operands: Any) -> Any: ...
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _interned(cls: type[Function], *attributes: Any) -> Function:
+    return cls(*attributes)
+
+
+def _tagged(value: Any) -> Any:
+    """`value` with its type, for keys: 1, 1.0 and True are equal but not the same attribute."""
+    if isinstance(value, tuple):
+        return tuple(_tagged(item) for item in value)
+    return (type(value), value)
+
+
+def _declare(cls: type[Function]) -> Declaration:
+    """Read a function's signatures."""
+    setup = _parameters(cls.setup)
+    inputs = [p.name for p in setup if p.kind is p.POSITIONAL_OR_KEYWORD]
+    starred = [p.name for p in setup if p.kind is p.VAR_POSITIONAL]
+    if starred and inputs:
+        raise TypeError(f"{cls.__name__}.setup mixes {inputs} with *{starred[0]}; take one or none")
+    forward = _parameters(cls.forward)[1:]
+    names = [p.name for p in forward if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    if names != (starred or inputs):
+        raise TypeError(f"{cls.__name__}.forward takes {names} but setup takes {starred or inputs}")
+    keywords = [p.name for p in forward if p.kind is p.KEYWORD_ONLY]
+    rules = {}
+    for name in starred or inputs:
+        method = getattr(cls, f"grad_{name}", None)
+        if method is not None:
+            read = tuple(p.name for p in _parameters(method)[1:])
+            rules[name] = Rule(read, method, False)
+    backward = getattr(cls, "backward", None)
+    backward_names = None
+    if backward is not None:
+        parameters = _parameters(backward)[2:]
+        backward_names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if "scratch" in (p.name for p in parameters) and "scratch" not in keywords:
+            raise TypeError(f"{cls.__name__}.backward takes scratch but forward does not")
+    return Declaration(
+        name=_snake(cls.__name__),
+        inputs=starred or inputs,
+        variadic=bool(starred),
+        optional=[*cls.optional, *(p.name for p in setup if p.default is None)],
+        outputs=cls.outputs,
+        saved=cls.saved,
+        updates=cls.updates,
+        indices=cls.indices,
+        rules=rules,
+        operands=[n for n in keywords if n not in ("out", "scratch", "random")],
+        forward_names=keywords,
+        backward_names=backward_names,
+        wants_dtype=any(p.name == "dtype" for p in setup if p.kind is p.KEYWORD_ONLY),
+    )
+
+
+def _parameters(method: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(method).parameters.values())[1:]
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+class Setup:
+    """A function at one signature: input shapes and a backend. Immutable, shared, holds no arrays.
+
+    Positions number the arrays of a call: inputs, then outputs, then saved results.
+    """
+
+    __slots__ = (
+        "_reads",
+        "backend",
+        "declaration",
+        "function",
+        "index_input",
+        "input_shapes",
+        "results",
+        "scratch",
+        "shapes",
+        "shared",
+    )
+
+    def __init__(
+        self, function: Function, shapes: tuple[Shape | None, ...], backend: Backend
+    ) -> None:
+        declaration = function.declaration
+        self.function = function
+        self.declaration = declaration
+        self.backend = backend
+        self.input_shapes = shapes
+        _check_arity(declaration, shapes)
+        names = declaration.inputs * len(shapes) if declaration.variadic else declaration.inputs
+        self.index_input = tuple(name in declaration.indices for name in names)
+        index_dtype = np.dtype(np.int64)
+        specs = [
+            None if shape is None else Spec(shape, index_dtype if index else backend.dtype)
+            for shape, index in zip(shapes, self.index_input, strict=True)
+        ]
+        options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
+        results = function.setup(*specs, **options)
+        self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
+        self.scratch = function.scratch(*specs) if declaration.takes_scratch else 0
+        if declaration.variadic:
+            self.shapes: dict[str, Any] = {declaration.inputs[0] + "_shape": shapes}
+        else:
+            self.shapes = {f"{n}_shape": s for n, s in zip(names, shapes, strict=True)}
+        self.shared = False
+        self._reads: dict[tuple[bool, ...], Reads] = {}
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.declaration.outputs)
+
+    def rule(self, index: int) -> Rule | None:
+        """The gradient rule of input number `index`."""
+        declaration = self.declaration
+        name = declaration.inputs[0 if declaration.variadic else index]
+        return declaration.rules.get(name)
+
+    def reads(self, need: tuple[bool, ...]) -> Reads:
+        """Which arrays the gradients of the inputs in `need` read."""
+        reads = self._reads.get(need)
+        if reads is None:
+            reads = self._reads[need] = Reads(self, need)
+        return reads
+
+
+class Reads:
+    """The arrays that a setup's gradients read, by position, for one choice of needed inputs."""
+
+    __slots__ = ("backward", "either", "fast", "need")
+
+    def __init__(self, setup: Setup, need: tuple[bool, ...]) -> None:
+        declaration = setup.declaration
+        rule_names: set[str] = set()
+        for index, needed in enumerate(need):
+            rule = setup.rule(index) if needed else None
+            if rule is not None:
+                rule_names.update(rule.names)
+        self.fast = declaration.backward_reads is not None and any(need)
+        self.need = declaration.per_input(need)
+        fast_names = set(declaration.backward_reads or ()) if self.fast else set()
+        self.backward = _positions(setup, fast_names if self.fast else rule_names)
+        # nn.grad uses the rules: a dynamic graph, which cannot know what comes, keeps for both.
+        self.either = _positions(setup, fast_names | rule_names)
+
+
+def _positions(setup: Setup, names: set[str]) -> tuple[int, ...]:
+    declaration = setup.declaration
+    n = len(setup.input_shapes)
+    if declaration.variadic:
+        positions = list(range(n)) if declaration.inputs[0] in names else []
+    else:
+        positions = [
+            i
+            for i, name in enumerate(declaration.inputs)
+            if name in names and setup.input_shapes[i] is not None
+        ]
+    results = (*declaration.outputs, *declaration.saved)
+    positions += [n + i for i, name in enumerate(results) if name in names]
+    return tuple(positions)
+
+
+def _check_arity(declaration: Declaration, shapes: tuple[Shape | None, ...]) -> None:
+    names = declaration.inputs
+    if declaration.variadic:
+        missing = [f"{names[0]}[{i}]" for i, s in enumerate(shapes) if s is None]
+        if not shapes:
+            raise ArgumentError(f"[{declaration.name}] got no inputs; pass one or more")
+    else:
+        if len(shapes) != len(names):
+            raise ArgumentError(
+                f"[{declaration.name}] got {len(shapes)} inputs but takes {', '.join(names)}"
+            )
+        missing = [
+            n
+            for n, s in zip(names, shapes, strict=True)
+            if s is None and n not in declaration.optional
+        ]
+    if missing:
+        raise ArgumentError(f"[{declaration.name}] {', '.join(missing)} is None; pass a Variable")
+
+
+_MOST_SETUPS = 16384
+_setups: dict[tuple, Setup] = {}
+_uncached: set[type] = set()
+
+
+def prepare(function: Function, shapes: tuple[Shape | None, ...], backend: Backend) -> Setup:
+    """The setup of `function` for these input shapes, made once and remembered."""
+    try:
+        key = (function.key(), shapes, backend)
+    except TypeError as error:
+        if type(function) not in _uncached:
+            _uncached.add(type(function))
+            logger.info("%s is planned anew at each call: %s", function.name, error)
+        return Setup(function, shapes, backend)
+    setup = _setups.get(key)
+    if setup is None:
+        if len(_setups) >= _MOST_SETUPS:
+            _setups.clear()
+        setup = _setups[key] = Setup(function, shapes, backend)
+        setup.shared = True
+    return setup
+
+
+def broadcast_shapes(function: str, **shapes: Shape) -> Shape:
+    """The common shape of arrays with as many axes each, where axes of length 1 broadcast."""
+    ndims = {len(shape) for shape in shapes.values()}
+    if len(ndims) == 1:
+        common = tuple(
+            lengths.pop() if len(lengths) == 1 else -1
+            for lengths in (
+                {n for n in axis if n != 1} or {1} for axis in zip(*shapes.values(), strict=True)
+            )
+        )
+        if -1 not in common:
+            return common
+    text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ShapeError(
+        f"[{function}] shapes do not broadcast: {text}; give all as many axes, each of the same "
+        "length or of length 1 (F.reshape, F.broadcast)"
+    )

@@ -1,0 +1,166 @@
+"""Activation functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..calling import function_api
+from ..errors import ShapeError
+from ..function import Function, Spec
+from .elementwise import elementwise
+from .shapes import axis_of
+from .shaping import concatenate
+
+relu = elementwise(
+    "relu", "Rectified linear unit.", y="maximum(x, 0)", dx="where(y > 0, dy, 0)", inplace=True,
+    example="[-1., 2.] -> [0., 2.]",
+)  # fmt: skip
+leaky_relu = elementwise(
+    "leaky_relu", "Leaky rectified linear unit.", y="where(x > 0, x, alpha * x)",
+    operands={"alpha": 0.1}, inplace=True, example="[-1., 2.] -> [-0.1,  2. ]",
+)  # fmt: skip
+relu6 = elementwise(
+    "relu6", "Rectified linear unit with a ceiling of 6.", y="minimum(maximum(x, 0), 6)",
+    dx="where(x > 0, where(x < 6, dy, 0), 0)", example="[-1., 2., 9.] -> [0., 2., 6.]",
+)  # fmt: skip
+elu = elementwise(
+    "elu", "Exponential linear unit (arXiv:1511.07289).",
+    y="where(x > 0, x, alpha * expm1(minimum(x, 0)))",
+    dx="where(x > 0, dy, dy * alpha * exp(minimum(x, 0)))", operands={"alpha": 1.0},
+    example="[-1., 2.] -> [-0.63212055,  2.        ]",
+)  # fmt: skip
+selu = elementwise(
+    "selu", "Scaled exponential linear unit (arXiv:1706.02515).",
+    y="scale * where(x > 0, x, alpha * expm1(minimum(x, 0)))",
+    dx="scale * where(x > 0, dy, dy * alpha * exp(minimum(x, 0)))",
+    operands={"scale": 1.05070098735548, "alpha": 1.673263242354377},
+    example="[-1., 2.] -> [-1.1113307,  2.101402 ]",
+)  # fmt: skip
+sigmoid = elementwise(
+    "sigmoid", "Logistic sigmoid.", y="1 / (1 + exp(-x))", dx="dy * y * (1 - y)",
+    example="[0., 1.] -> [0.5       , 0.73105854]",
+)  # fmt: skip
+log_sigmoid = elementwise(
+    "log_sigmoid", "Logarithm of the logistic sigmoid.",
+    y="minimum(x, 0) - log1p(exp(-abs(x)))", dx="dy / (1 + exp(x))",
+    example="[0., 1.] -> [-0.6931472, -0.3132617]",
+)  # fmt: skip
+tanh = elementwise(
+    "tanh", "Hyperbolic tangent.", y="tanh(x)", dx="dy * (1 - y * y)",
+    example="[0., 1.] -> [0.       , 0.7615942]",
+)  # fmt: skip
+tanh_shrink = elementwise(
+    "tanh_shrink", "x minus its hyperbolic tangent.", y="x - tanh(x)", dx="dy * tanh(x) * tanh(x)",
+    example="[0., 1.] -> [0.        , 0.23840582]",
+)  # fmt: skip
+softplus = elementwise(
+    "softplus", "Smooth rectified linear unit, log(1 + exp(beta x)) / beta.",
+    y="maximum(x, 0) + log1p(exp(-abs(beta * x))) / beta", dx="dy / (1 + exp(-beta * x))",
+    operands={"beta": 1.0}, example="[0., 1.] -> [0.6931472, 1.3132617]",
+)  # fmt: skip
+softsign = elementwise(
+    "softsign", "x over one plus its absolute value.", y="x / (1 + abs(x))",
+    dx="dy / ((1 + abs(x)) * (1 + abs(x)))", example="[-1., 3.] -> [-0.5 ,  0.75]",
+)  # fmt: skip
+swish = elementwise(
+    "swish", "x times its logistic sigmoid (arXiv:1710.05941).", y="x / (1 + exp(-x))",
+    dx="dy * (y + (1 - y) / (1 + exp(-x)))", example="[0., 1.] -> [0.        , 0.73105854]",
+)  # fmt: skip
+mish = elementwise(
+    "mish", "x times tanh(softplus(x)) (arXiv:1908.08681).",
+    y="x * tanh(maximum(x, 0) + log1p(exp(-abs(x))))",
+    # t = tanh(softplus(x)): its derivative is (1 - t t) sigmoid(x)
+    dx="dy * (tanh(maximum(x, 0) + log1p(exp(-abs(x))))"
+    " + x * (1 - tanh(maximum(x, 0) + log1p(exp(-abs(x))))"
+    " * tanh(maximum(x, 0) + log1p(exp(-abs(x))))) / (1 + exp(-x)))",
+    example="[0., 1.] -> [0.        , 0.86509836]",
+)  # fmt: skip
+_GELU = f"{math.sqrt(2 / math.pi)!r} * (x + 0.044715 * x * x * x)"
+gelu = elementwise(
+    "gelu", "Gaussian error linear unit, in its tanh approximation (arXiv:1606.08415).",
+    y=f"0.5 * x * (1 + tanh({_GELU}))", example="[0., 1.] -> [0.       , 0.841192]",
+)  # fmt: skip
+hard_sigmoid = elementwise(
+    "hard_sigmoid", "Piecewise linear sigmoid.", y="minimum(maximum(0.2 * x + 0.5, 0), 1)",
+    dx="where(x > -2.5, where(x < 2.5, 0.2 * dy, 0), 0)", example="[0., 9.] -> [0.5, 1. ]",
+)  # fmt: skip
+hard_tanh = elementwise(
+    "hard_tanh", "Piecewise linear hyperbolic tangent.", y="minimum(maximum(x, -1), 1)",
+    dx="where(x > -1, where(x < 1, dy, 0), 0)", example="[-2., 0.5] -> [-1. ,  0.5]",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prelu(Function):
+    """y = max(x0, 0) + x1 min(x0, 0); one slope x1, or one for each index of an axis."""
+
+    base_axis: int
+
+    def setup(self, x0: Spec, x1: Spec) -> Spec:
+        if x1.shape not in ((), (x0.shape[self.base_axis],)):
+            raise ShapeError(
+                f"[prelu] the slope has shape {x1.shape} but x {x0.shape} with base_axis "
+                f"{self.base_axis} needs () or ({x0.shape[self.base_axis]},)"
+            )
+        return Spec(x0.shape, x0.dtype)
+
+    def _column(self, xp: Any, x1: Any, ndim: int) -> Any:
+        """The slope with x's number of axes."""
+        shape = [1] * ndim
+        shape[self.base_axis] = -1 if x1.shape else 1
+        return xp.reshape(x1, tuple(shape))
+
+    def forward(self, xp: Any, x0: Any, x1: Any) -> Any:
+        return xp.where(x0 > 0, x0, x0 * self._column(xp, x1, x0.ndim))
+
+    def grad_x0(self, xp: Any, dy: Any, x0: Any, x1: Any) -> Any:
+        zero = xp.constant(0, x0.shape, x0)
+        return xp.where(xp.greater(x0, zero), dy, dy * self._column(xp, x1, x0.ndim))
+
+    def grad_x1(self, xp: Any, dy: Any, x0: Any, x1_shape: Any) -> Any:
+        product = dy * xp.minimum(x0, xp.constant(0, x0.shape, x0))
+        if not x1_shape:
+            return xp.sum(product)
+        return xp.sum(product, tuple(i for i in range(x0.ndim) if i != self.base_axis))
+
+
+@function_api
+def prelu(x0: Any, x1: Any, base_axis: int = 1) -> Any:
+    """Rectified linear unit with learned slope: y = max(x0, 0) + x1 min(x0, 0).
+
+    Args:
+        x0: array.
+        x1: slope of negative values, a scalar or (C,).
+        base_axis: axis of x0 that the slopes belong to.
+
+    He et al., "Delving deep into rectifiers", arXiv:1502.01852.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.prelu(nn.Variable((2, 3)), nn.Variable((3,))).shape
+    (2, 3)
+    """
+    return Prelu.of(axis_of("prelu", base_axis, len(x0.shape), "base_axis"))(x0, x1)
+
+
+@function_api
+def crelu(x: Any, axis: int = 1) -> Any:
+    """relu(x) and relu(-x), joined along `axis` (arXiv:1603.05201).
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.crelu(nn.Variable((2, 3))).shape
+    (2, 6)
+    """
+    return concatenate(relu(x), relu(-x), axis=axis)
+
+
+@function_api
+def celu(x: Any, alpha: float = 1.0, axis: int = 1) -> Any:
+    """elu(x) and elu(-x), joined along `axis`.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.celu(nn.Variable((2, 3))).shape
+    (2, 6)
+    """
+    return concatenate(elu(x, alpha), elu(-x, alpha), axis=axis)

@@ -1,0 +1,367 @@
+"""Batch normalization, with batch statistics (training) and with running ones (inference)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..calling import function_api
+from ..errors import ArgumentError, ShapeError
+from ..function import Function, Spec
+from .channels import Channels
+from .shapes import axes_of
+
+
+@dataclass(frozen=True)
+class _Normalization(Function, by_signature=False):
+    """What both share: the channel axes, and how statistics lie in memory."""
+
+    axes: tuple[int, ...]
+
+    optional = ("beta", "gamma")
+
+    def stat_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n if i in self.axes else 1 for i, n in enumerate(shape))
+
+    def summed(self, ndim: int) -> tuple[int, ...]:
+        return tuple(i for i in range(ndim) if i not in self.axes)
+
+    def check(self, x: Spec, **statistics: Spec | None) -> tuple[int, ...]:
+        shape = self.stat_shape(x.shape)
+        for name, spec in statistics.items():
+            if spec is not None and spec.shape != shape:
+                raise ShapeError(
+                    f"[batch_normalization] {name} has shape {spec.shape} but x {x.shape} with "
+                    f"axes {list(self.axes)} needs {shape}"
+                )
+        return shape
+
+    def blocks(self, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        """x as (A, C, B) without moving data; None where the channel axes are not neighbours."""
+        first, last = self.axes[0], self.axes[-1]
+        if last - first + 1 != len(self.axes):
+            return None
+        return (
+            math.prod(shape[:first]),
+            math.prod(shape[first : last + 1]),
+            math.prod(shape[last + 1 :]),
+        )
+
+
+@dataclass(frozen=True)
+class BatchNormalization(_Normalization):
+    """y = gamma (x - mean) / sqrt(variance + eps) + beta with the batch's own mean and variance.
+
+    Updates the running statistics: running = decay_rate running + (1 - decay_rate) batch, where the
+    batch variance is the unbiased one.
+    """
+
+    outputs = ("y", "batch_mean", "batch_variance")
+    saved = ("inverse_deviation",)
+    updates = ("mean", "variance")
+
+    def setup(
+        self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
+    ) -> tuple[Spec, ...]:
+        shape = self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
+        if math.prod(x.shape) == 0:
+            raise ShapeError(
+                f"[batch_normalization] x has shape {x.shape}: an empty batch has no mean; use "
+                "batch_stat=False"
+            )
+        statistic = Spec(shape, x.dtype)
+        return Spec(x.shape, x.dtype), statistic, statistic, statistic
+
+    def forward(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        decay_rate: float,
+        eps: float,
+        out: Any = None,
+    ) -> Any:
+        shape = self.stat_shape(x.shape)
+        if out is None:
+            out = (xp.empty(x.shape, x.dtype), *(xp.empty(shape, x.dtype) for _ in range(3)))
+        y, batch_mean, batch_variance, inverse_deviation = out
+        blocks = self.blocks(x.shape)
+        if blocks is None or x.dtype.itemsize < 4:
+            axes = self.summed(x.ndim)
+            count = x.size // batch_mean.size
+            wide = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
+            batch_mean[...] = xp.sum(wide, axes, True) / count
+            centred = wide - batch_mean
+            batch_variance[...] = xp.sum(centred * centred, axes, True) / count
+            inverse_deviation[...] = 1 / xp.sqrt(batch_variance.astype(wide.dtype) + eps)
+            scaled = centred * inverse_deviation
+            scaled = scaled if gamma is None else scaled * gamma
+            y[...] = scaled if beta is None else scaled + beta
+        else:
+            _normalize(
+                blocks, x, beta, gamma, eps, y, batch_mean, batch_variance, inverse_deviation
+            )
+        count = x.size // batch_mean.size
+        unbiased = count / max(count - 1, 1)
+        return (
+            *out,
+            decay_rate * mean + (1 - decay_rate) * batch_mean,
+            decay_rate * variance + (1 - decay_rate) * unbiased * batch_variance,
+        )
+
+    # With x' = (x - mean) / deviation and m elements a channel:
+    # dx = gamma / deviation (dy - sum dy / m - x' sum(dy x') / m)
+    #      + dmean / m + 2 (x - mean) dvariance / m
+
+    def grad_x(
+        self,
+        xp: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        batch_mean: Any,
+        batch_variance: Any,
+        eps: float,
+    ) -> Any:
+        axes = self.summed(len(x.shape))
+        m = math.prod(x.shape) // math.prod(batch_mean.shape)
+        inverse = (batch_variance + eps) ** -0.5
+        centred = x - batch_mean
+        normal = centred * inverse
+        dnormal = dy if gamma is None else dy * gamma
+        mean_d = xp.sum(dnormal, axes, True) * (1 / m)
+        mean_dn = xp.sum(dnormal * normal, axes, True) * (1 / m)
+        dx = inverse * (dnormal - mean_d - normal * mean_dn)
+        return dx + dbatch_mean * (1 / m) + centred * (dbatch_variance * (2 / m))
+
+    def grad_beta(self, xp: Any, dy: Any) -> Any:
+        return xp.sum(dy, self.summed(len(dy.shape)), True)
+
+    def grad_gamma(
+        self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
+    ) -> Any:
+        normal = (x - batch_mean) * (batch_variance + eps) ** -0.5
+        return xp.sum(dy * normal, self.summed(len(dy.shape)), True)
+
+    def backward(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        batch_mean: Any,
+        inverse_deviation: Any,
+        *,
+        out: Any,
+    ) -> None:
+        shape = batch_mean.shape
+        blocks = self.blocks(x.shape)
+        if blocks is None:
+            order = (*self.axes, *self.summed(x.ndim))
+            blocks = (1, batch_mean.size, x.size // batch_mean.size)
+            dx = None if out.x is None else xp.empty([x.shape[i] for i in order], x.dtype)
+            dy, x = (None if a is None else a.transpose(order).copy() for a in (dy, x))
+        else:
+            order, dx = None, out.x
+        if dy is None:
+            dy = np.zeros(x.shape, x.dtype)
+        dbeta, dgamma = _gradient(
+            blocks, dy, x, gamma, batch_mean, inverse_deviation, dbatch_mean, dbatch_variance, dx
+        )
+        if need.beta:
+            out.beta[...] = dbeta.reshape(shape)
+        if need.gamma:
+            out.gamma[...] = dgamma.reshape(shape)
+        if order is not None and dx is not None:
+            out.x[...] = dx.transpose(np.argsort(order))
+
+
+def _normalize(
+    blocks: tuple[int, int, int],
+    x: Any,
+    beta: Any,
+    gamma: Any,
+    eps: float,
+    y: Any,
+    mean: Any,
+    variance: Any,
+    inverse: Any,
+) -> None:
+    channels = Channels(blocks)
+    x, y = x.reshape(blocks), y.reshape(blocks)
+    (total,) = channels.sums(lambda i, j: x[i:j])
+    mean[...] = (total / channels.count).reshape(mean.shape)
+    centre = channels.plane(mean)
+
+    def squares(i: int, j: int) -> np.ndarray:
+        centred = x[i:j] - centre
+        return np.multiply(centred, centred, out=centred)
+
+    (total,) = channels.sums(squares)
+    variance[...] = (total / channels.count).reshape(variance.shape)
+    inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
+    scale = channels.plane(inverse if gamma is None else inverse * gamma)
+    shift = None if beta is None else channels.plane(beta)
+
+    def work(i: int, j: int) -> None:
+        part = np.subtract(x[i:j], centre, out=y[i:j])
+        part *= scale
+        if shift is not None:
+            part += shift
+
+    channels.map(work)
+
+
+def _gradient(
+    blocks: tuple[int, int, int],
+    dy: Any,
+    x: Any,
+    gamma: Any,
+    mean: Any,
+    inverse: Any,
+    dmean: Any,
+    dvariance: Any,
+    dx: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write dx, if wanted; return the sums of dy and of dy x', which are dbeta and dgamma."""
+    channels = Channels(blocks)
+    dy, x = dy.reshape(blocks), x.reshape(blocks)
+    centre = channels.plane(mean)
+
+    def products(i: int, j: int) -> np.ndarray:
+        centred = x[i:j] - centre
+        return np.multiply(centred, dy[i:j], out=centred)
+
+    dbeta, dgamma = channels.sums(lambda i, j: dy[i:j], products)
+    dgamma *= inverse.reshape(-1)
+    if dx is None:
+        return dbeta, dgamma
+    # dx = a dy - (x - mean) b - c, one number per channel each
+    scale = (inverse if gamma is None else inverse * gamma).reshape(-1).astype(np.float64)
+    m = channels.count
+    of_centred = scale * inverse.reshape(-1) * dgamma / m
+    constant = scale * dbeta / m
+    if dvariance is not None:
+        of_centred -= 2 / m * dvariance.reshape(-1)
+    if dmean is not None:
+        constant -= dmean.reshape(-1) / m
+    planes = [channels.plane(v.astype(x.dtype)) for v in (scale, of_centred, constant)]
+    dx = dx.reshape(blocks)
+
+    def work(i: int, j: int) -> None:
+        centred = x[i:j] - centre
+        centred *= planes[1]
+        part = np.multiply(dy[i:j], planes[0], out=dx[i:j])
+        part -= centred
+        part -= planes[2]
+
+    channels.map(work)
+    return dbeta, dgamma
+
+
+@dataclass(frozen=True)
+class FixedNormalization(_Normalization):
+    """y = gamma (x - mean) / sqrt(variance + eps) + beta with given statistics."""
+
+    def setup(
+        self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
+    ) -> Spec:
+        self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
+        return Spec(x.shape, x.dtype)
+
+    def forward(
+        self, xp: Any, x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, *, eps: float
+    ) -> Any:
+        y = (x - mean) * (variance + eps) ** -0.5
+        y = y if gamma is None else y * gamma
+        return y if beta is None else y + beta
+
+    def grad_x(self, xp: Any, dy: Any, gamma: Any, variance: Any, eps: float) -> Any:
+        inverse = (variance + eps) ** -0.5
+        return dy * (inverse if gamma is None else inverse * gamma)
+
+    def grad_beta(self, xp: Any, dy: Any) -> Any:
+        return xp.sum(dy, self.summed(len(dy.shape)), True)
+
+    def grad_gamma(self, xp: Any, dy: Any, x: Any, mean: Any, variance: Any, eps: float) -> Any:
+        normal = (x - mean) * (variance + eps) ** -0.5
+        return xp.sum(dy * normal, self.summed(len(dy.shape)), True)
+
+    def grad_mean(self, xp: Any, dy: Any, gamma: Any, variance: Any, eps: float) -> Any:
+        inverse = (variance + eps) ** -0.5
+        total = xp.sum(dy, self.summed(len(dy.shape)), True)
+        return total * -(inverse if gamma is None else inverse * gamma)
+
+    def grad_variance(
+        self, xp: Any, dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, eps: float
+    ) -> Any:
+        total = xp.sum(dy * (x - mean), self.summed(len(dy.shape)), True)
+        cubed = (variance + eps) ** -1.5 * -0.5
+        return total * (cubed if gamma is None else cubed * gamma)
+
+
+@function_api
+def batch_normalization(
+    x: Any,
+    beta: Any,
+    gamma: Any,
+    mean: Any,
+    variance: Any,
+    axes: Sequence[int] = (1,),
+    decay_rate: float = 0.9,
+    eps: float = 1e-5,
+    batch_stat: bool = True,
+    output_stat: bool = False,
+) -> Any:
+    """Batch normalization: y = gamma (x - mean) / sqrt(variance + eps) + beta.
+
+    With `batch_stat` mean and variance are those of the batch, over all axes but `axes`, and the
+    running statistics are updated in place:
+    running = decay_rate running + (1 - decay_rate) batch, with the unbiased batch variance.
+
+    Args:
+        x: (N, C, ...) array.
+        beta, gamma: shift and scale, of x's number of axes, length 1 except at `axes`; or None.
+        mean, variance: running statistics, of the same shape.
+        axes: the axes that have their own statistics.
+        decay_rate: weight of the old running statistics.
+        eps: added to the variance.
+        batch_stat: False uses the running statistics, which are then constants of no gradient
+            unless they need one.
+        output_stat: return (y, batch mean, batch variance).
+
+    Ioffe & Szegedy, "Batch normalization", arXiv:1502.03167.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> stats = [nn.Variable((1, 3, 1, 1)) for _ in range(4)]
+    >>> F.batch_normalization(nn.Variable((8, 3, 4, 4)), *stats).shape
+    (8, 3, 4, 4)
+    """
+    where = axes_of("batch_normalization", axes, len(x.shape))
+    if not 0 <= decay_rate <= 1:
+        raise ArgumentError(f"[batch_normalization] decay_rate is {decay_rate}; pass 0 to 1")
+    if batch_stat:
+        function = BatchNormalization.of(where)
+        results = function(
+            x, beta, gamma, mean, variance, decay_rate=float(decay_rate), eps=float(eps)
+        )
+        return results if output_stat else results[0]
+    if output_stat:
+        raise ArgumentError(
+            "[batch_normalization] output_stat=True returns batch statistics, which "
+            "batch_stat=False does not compute; pass one of the two"
+        )
+    return FixedNormalization.of(where)(x, beta, gamma, mean, variance, eps=float(eps))

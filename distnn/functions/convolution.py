@@ -1,0 +1,365 @@
+"""Convolution and its transpose, in any number of dimensions.
+
+The gradient of a convolution with respect to its input is a transposed convolution (Deconvolution),
+the one with respect to its filters a correlation (FilterGradient). Each of the three is bilinear and
+has the other two for gradients, which closes derivatives of any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..calling import function_api
+from ..errors import ShapeError
+from ..function import Function, Spec
+from . import winograd
+from .im2col import Geometry, Patches
+from .shapes import per_axis
+
+
+@dataclass(frozen=True)
+class _Bilinear(Function, by_signature=False):
+    """What the three share: the geometry, the choice of algorithm, and channel-last layout."""
+
+    geometry: Geometry
+    channel_last: bool
+
+    def first(self, xp: Any, x: Any) -> Any:
+        """An array with channels first: (N, C, *S)."""
+        return xp.ascontiguousarray(xp.moveaxis(x, -1, 1)) if self.channel_last else x
+
+    def first_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], shape[-1], *shape[1:-1]) if self.channel_last else shape
+
+    def last_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], *shape[2:], shape[1]) if self.channel_last else shape
+
+    def put(self, xp: Any, result: Any, out: Any) -> Any:
+        """Copy a result with channels first into `out`, if it was not computed there."""
+        if self.channel_last:
+            out[...] = xp.moveaxis(result, 1, -1)
+        return out
+
+    def room(self, xp: Any, shape: tuple[int, ...], dtype: Any, out: Any) -> tuple[Any, Any]:
+        """The array to compute a result in, channels first, and the one to return."""
+        if out is None:
+            out = xp.empty(self.last_shape(shape), dtype)
+        return (xp.empty(shape, dtype) if self.channel_last else out), out
+
+    def algorithm(
+        self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
+    ) -> Any:
+        if self.uses_winograd(x_shape, w_shape, dtype):
+            return winograd.Winograd(xp, x_shape, w_shape, self.geometry.pad, dtype, scratch)
+        return Patches(xp, self.geometry, x_shape, w_shape, dtype)
+
+    def uses_winograd(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:
+        g = self.geometry
+        return (
+            tuple(w_shape[2:]) == (3, 3)
+            and g.stride == g.dilation == (1, 1)
+            and g.group == 1
+            and dtype.itemsize >= 4  # half precision would not survive the transforms
+            and winograd.pays(x_shape, w_shape, g.pad)
+        )
+
+    def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
+        if not self.uses_winograd(x_shape, w_shape, dtype):
+            return 0
+        return winograd.scratch_bytes(x_shape, w_shape, self.geometry.pad, dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Convolution(_Bilinear):
+    """y = x * w + b (cross-correlation).
+
+    x (N, C, *S), w (F, C / group, *K), b (F,) or None -> y (N, F, *O); channel_last moves C and F
+    to the end of x and y, and to the end of w.
+    """
+
+    def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
+        xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
+        group = self.geometry.group
+        if xs[1] != ws[1] * group:
+            raise ShapeError(
+                f"[convolution] w expects {ws[1] * group} input channels but x has {xs[1]}; pass w "
+                f"of shape {self.last_shape((ws[0], xs[1] // group, *ws[2:]))}, or group="
+            )
+        if ws[0] % group:
+            raise ShapeError(
+                f"[convolution] group {group} does not divide the {ws[0]} output channels of w"
+            )
+        if b is not None and b.shape != (ws[0],):
+            raise ShapeError(f"[convolution] b has shape {b.shape} but w needs ({ws[0]},)")
+        results = self.geometry.results(xs[2:], ws[2:])
+        if min(results, default=1) < 1:
+            raise ShapeError(
+                f"[convolution] the kernel {ws[2:]} with {self.geometry} does not fit into x's "
+                f"{xs[2:]}; pad x or use a smaller kernel"
+            )
+        return Spec(self.last_shape((xs[0], ws[0], *results)), x.dtype)
+
+    def scratch(self, x: Spec, w: Spec, b: Spec | None = None) -> int:  # type: ignore[override]
+        return self.scratch_for(self.first_shape(x.shape), self.first_shape(w.shape), x.dtype)
+
+    def forward(
+        self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None, scratch: Any = None
+    ) -> Any:
+        x, w = self.first(xp, x), self.first(xp, w)
+        shape = (len(x), len(w), *self.geometry.results(x.shape[2:], w.shape[2:]))
+        y, out = self.room(xp, shape, x.dtype, out)
+        self.algorithm(xp, x.shape, w.shape, x.dtype, scratch).forward(x, w, b, y)
+        return self.put(xp, y, out)
+
+    def grad_x(self, xp: Any, dy: Any, w: Any, x_shape: Any) -> Any:
+        lengths = self.first_shape(x_shape)[2:]
+        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, w)
+
+    def grad_w(self, xp: Any, dy: Any, x: Any, w_shape: Any) -> Any:
+        kernel = self.first_shape(w_shape)[2:]
+        return xp.call(FilterGradient.of(self.geometry, self.channel_last, kernel), dy, x)
+
+    def grad_b(self, xp: Any, dy: Any) -> Any:
+        return _channel_sum(xp, dy, self.channel_last)
+
+    def backward(
+        self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any, scratch: Any = None
+    ) -> None:
+        if need.b:
+            out.b[...] = _channel_sum(xp, dy, self.channel_last)
+        dy, x, w = self.first(xp, dy), self.first(xp, x), self.first(xp, w)
+        algorithm = self.algorithm(xp, x.shape, w.shape, dy.dtype, scratch)
+        winograd_way = isinstance(algorithm, winograd.Winograd)
+        if winograd_way and (need.x or need.w):
+            algorithm.transform_gradient(dy)
+        if need.w:
+            dw, out_w = self.room(xp, w.shape, dy.dtype, out.w)
+            algorithm.filter_gradient(x, dw) if winograd_way else algorithm.filter_gradient(
+                dy, x, dw
+            )
+            self.put(xp, dw, out_w)
+        if need.x:
+            dx, out_x = self.room(xp, x.shape, dy.dtype, out.x)
+            algorithm.data_gradient(w, dx) if winograd_way else algorithm.data_gradient(dy, w, dx)
+            self.put(xp, dx, out_x)
+
+
+@dataclass(frozen=True)
+class Deconvolution(_Bilinear):
+    """The transpose of Convolution with respect to x, plus b.
+
+    x (N, F, *O), w (F, C / group, *K), b (C,) or None -> y (N, C, *lengths).
+    """
+
+    lengths: tuple[int, ...]
+
+    def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
+        xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
+        group = self.geometry.group
+        if xs[1] != ws[0] or ws[0] % group:
+            raise ShapeError(
+                f"[deconvolution] w takes {ws[0]} input channels in {group} group(s) but x has "
+                f"{xs[1]}; pass w of shape ({xs[1]}, outputs / group, *kernel)"
+            )
+        channels = ws[1] * group
+        if b is not None and b.shape != (channels,):
+            raise ShapeError(f"[deconvolution] b has shape {b.shape} but w needs ({channels},)")
+        if self.geometry.results(self.lengths, ws[2:]) != xs[2:]:
+            raise ShapeError(
+                f"[deconvolution] an output of {self.lengths} does not belong to x's {xs[2:]}"
+            )
+        return Spec(self.last_shape((xs[0], channels, *self.lengths)), x.dtype)
+
+    def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
+        x, w = self.first(xp, x), self.first(xp, w)
+        shape = (len(x), w.shape[1] * self.geometry.group, *self.lengths)
+        y, out = self.room(xp, shape, x.dtype, out)
+        algorithm = self.algorithm(xp, shape, w.shape, x.dtype)
+        if isinstance(algorithm, winograd.Winograd):
+            algorithm.transform_gradient(x)
+            algorithm.data_gradient(w, y)
+        else:
+            algorithm.data_gradient(x, w, y)
+        if b is not None:
+            y += b.reshape(-1, *[1] * len(self.lengths))
+        return self.put(xp, y, out)
+
+    def grad_x(self, xp: Any, dy: Any, w: Any) -> Any:
+        return xp.call(Convolution.of(self.geometry, self.channel_last), dy, w)
+
+    def grad_w(self, xp: Any, dy: Any, x: Any, w_shape: Any) -> Any:
+        kernel = self.first_shape(w_shape)[2:]
+        return xp.call(FilterGradient.of(self.geometry, self.channel_last, kernel), x, dy)
+
+    def grad_b(self, xp: Any, dy: Any) -> Any:
+        return _channel_sum(xp, dy, self.channel_last)
+
+
+@dataclass(frozen=True)
+class FilterGradient(_Bilinear):
+    """dw of Convolution: dy (N, F, *O), x (N, C, *S) -> dw (F, C / group, *kernel)."""
+
+    kernel: tuple[int, ...]
+
+    outputs = ("v",)  # its gradient is dv: dy is an input here
+
+    def _shape(self, dy: Any, x: Any) -> tuple[int, ...]:
+        channels = self.first_shape(x.shape)[1] // self.geometry.group
+        return (self.first_shape(dy.shape)[1], channels, *self.kernel)
+
+    def setup(self, dy: Spec, x: Spec) -> Spec:
+        return Spec(self.last_shape(self._shape(dy, x)), dy.dtype)
+
+    def forward(self, xp: Any, dy: Any, x: Any, *, out: Any = None) -> Any:
+        shape = self._shape(dy, x)
+        dy, x = self.first(xp, dy), self.first(xp, x)
+        dw, out = self.room(xp, shape, dy.dtype, out)
+        algorithm = self.algorithm(xp, x.shape, shape, dy.dtype)
+        if isinstance(algorithm, winograd.Winograd):
+            algorithm.transform_gradient(dy)
+            algorithm.filter_gradient(x, dw)
+        else:
+            algorithm.filter_gradient(dy, x, dw)
+        return self.put(xp, dw, out)
+
+    def grad_dy(self, xp: Any, dv: Any, x: Any) -> Any:
+        return xp.call(Convolution.of(self.geometry, self.channel_last), x, dv)
+
+    def grad_x(self, xp: Any, dv: Any, dy: Any, x_shape: Any) -> Any:
+        lengths = self.first_shape(x_shape)[2:]
+        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, dv)
+
+
+def _channel_sum(xp: Any, dy: Any, channel_last: bool) -> Any:
+    axes = range(dy.ndim - 1) if channel_last else (0, *range(2, dy.ndim))
+    return xp.sum(dy, tuple(axes))
+
+
+@function_api
+def convolution(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    base_axis: int = 1,
+    pad: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    group: int = 1,
+    channel_last: bool = False,
+) -> Any:
+    """N-dimensional convolution (cross-correlation) with bias.
+
+    y[n, f, o] = b[f] + sum over c, k of x[n, c, o * stride + k * dilation - pad] w[f, c, k]
+
+    Args:
+        x: (B_1, ..., B_base_axis, C, *S), or with C last if channel_last.
+        weight: (F, C / group, *K), or (F, *K, C / group) if channel_last.
+        bias: (F,) or None.
+        base_axis: number of batch axes.
+        pad, stride, dilation: per spatial axis, in elements; default 0, 1, 1.
+        group: number of groups into which channels are divided.
+    Returns: (B_1, ..., F, *O), O = (S + 2 pad - dilation (K - 1) - 1) // stride + 1.
+    Raises: ShapeError where channels or kernel do not fit.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.convolution(nn.Variable((2, 3, 8, 8)), nn.Variable((4, 3, 3, 3)), pad=(1, 1)).shape
+    (2, 4, 8, 8)
+    """
+    geometry, batch = _geometry("convolution", x, weight, base_axis, pad, stride, dilation, group)
+    x = _one_batch_axis(x, batch)
+    y = Convolution.of(geometry, bool(channel_last))(x, weight, bias)
+    return _batch_axes(y, batch)
+
+
+@function_api
+def deconvolution(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    base_axis: int = 1,
+    pad: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    group: int = 1,
+    channel_last: bool = False,
+    output_padding: Sequence[int] | None = None,
+) -> Any:
+    """Transposed convolution with bias: the adjoint of `convolution` with respect to its input.
+
+    Args:
+        x: (B_1, ..., B_base_axis, F, *O), or with F last if channel_last.
+        weight: (F, C / group, *K), or (F, *K, C / group) if channel_last.
+        bias: (C,) or None.
+        output_padding: added to the output's length at one side, per spatial axis.
+    Returns: (B_1, ..., C, *S), S = stride (O - 1) + dilation (K - 1) + 1 - 2 pad + output_padding.
+    Raises: ShapeError where channels do not fit.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.deconvolution(nn.Variable((2, 4, 8, 8)), nn.Variable((4, 3, 3, 3))).shape
+    (2, 3, 10, 10)
+    """
+    geometry, batch = _geometry("deconvolution", x, weight, base_axis, pad, stride, dilation, group)
+    kernel = weight.shape[1:-1] if channel_last else weight.shape[2:]
+    extra = per_axis("deconvolution", "output_padding", output_padding, len(kernel), 0)
+    start = base_axis if channel_last else base_axis + 1
+    lengths = tuple(
+        s * (n - 1) + d * (k - 1) + 1 - 2 * p + e
+        for n, k, p, s, d, e in zip(
+            x.shape[start : start + len(kernel)],
+            kernel,
+            geometry.pad,
+            geometry.stride,
+            geometry.dilation,
+            extra,
+            strict=True,
+        )
+    )
+    if any(
+        e >= max(s, d) for e, s, d in zip(extra, geometry.stride, geometry.dilation, strict=True)
+    ):
+        raise ShapeError(
+            f"[deconvolution] output_padding {extra} must be smaller than stride {geometry.stride} "
+            f"or dilation {geometry.dilation}"
+        )
+    x = _one_batch_axis(x, batch)
+    y = Deconvolution.of(geometry, bool(channel_last), lengths)(x, weight, bias)
+    return _batch_axes(y, batch)
+
+
+def _geometry(
+    function: str, x: Any, w: Any, base_axis: int, pad: Any, stride: Any, dilation: Any, group: int
+) -> tuple[Geometry, tuple[int, ...]]:
+    """The checked geometry, and the batch axes of x."""
+    spatial = len(w.shape) - 2
+    if len(x.shape) != base_axis + 1 + spatial or spatial < 1:
+        raise ShapeError(
+            f"[{function}] x has shape {x.shape}; with base_axis {base_axis} and weight "
+            f"{w.shape} it needs {base_axis} batch axes, channels and {spatial} spatial axes"
+        )
+    if group < 1:
+        raise ShapeError(f"[{function}] group is {group}; pass 1 or more")
+    geometry = Geometry(
+        per_axis(function, "pad", pad, spatial, 0),
+        per_axis(function, "stride", stride, spatial, 1, least=1),
+        per_axis(function, "dilation", dilation, spatial, 1, least=1),
+        int(group),
+    )
+    return geometry, tuple(x.shape[:base_axis])
+
+
+def _one_batch_axis(x: Any, batch: tuple[int, ...]) -> Any:
+    return x if len(batch) == 1 else _reshaped(x, (int(np.prod(batch)), *x.shape[len(batch) :]))
+
+
+def _batch_axes(y: Any, batch: tuple[int, ...]) -> Any:
+    return y if len(batch) == 1 else _reshaped(y, (*batch, *y.shape[1:]))
+
+
+def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:
+    from .shaping import reshape
+
+    return reshape(x, shape)

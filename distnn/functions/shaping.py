@@ -1,0 +1,308 @@
+"""Functions that move values without computing: shapes, orders, parts and joins of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..calling import function_api
+from ..errors import ArgumentError, ShapeError
+from ..function import Function, Spec
+from ..namespace import slices
+from ..ndarray import check_shape
+from .shapes import axis_of
+
+
+@dataclass(frozen=True)
+class Reshape(Function):
+    """y has x's memory in another shape."""
+
+    shape: tuple[int, ...]
+
+    alias = True
+
+    def setup(self, x: Spec) -> Spec:
+        return Spec(check_shape("reshape", self.shape, int(np.prod(x.shape))), x.dtype)
+
+    def forward(self, xp: Any, x: Any) -> Any:
+        return x.reshape(self.shape)
+
+    def grad_x(self, xp: Any, dy: Any, x_shape: Any) -> Any:
+        return xp.reshape(dy, x_shape)
+
+
+@function_api
+def reshape(x: Any, shape: Sequence[int], inplace: bool = True) -> Any:
+    """The same values in another shape.
+
+    Args:
+        x: array of any shape.
+        shape: of the result; one length may be -1 and is inferred.
+        inplace: share memory with x; False copies.
+    Raises: ShapeError where the sizes differ.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.reshape(nn.Variable((2, 6)), (3, -1)).shape
+    (3, 4)
+    """
+    y = Reshape.of(check_shape("reshape", shape, int(np.prod(x.shape))))(x)
+    if inplace:
+        return y
+    from .arithmetic import identity
+
+    return identity(y)
+
+
+@dataclass(frozen=True)
+class Transpose(Function):
+    """y's axis i is x's axis axes[i]."""
+
+    axes: tuple[int, ...]
+
+    def setup(self, x: Spec) -> Spec:
+        if sorted(self.axes) != list(range(x.ndim)):
+            raise ShapeError(
+                f"[transpose] axes {self.axes} is no permutation of x's {x.ndim} axes {x.shape}"
+            )
+        return Spec(tuple(x.shape[a] for a in self.axes), x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = x.transpose(self.axes)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def grad_x(self, xp: Any, dy: Any) -> Any:
+        return xp.transpose(dy, tuple(int(i) for i in np.argsort(self.axes)))
+
+
+@function_api
+def transpose(x: Any, axes: Sequence[int]) -> Any:
+    """Permute axes: y.shape[i] = x.shape[axes[i]].
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.transpose(nn.Variable((2, 3, 4)), (2, 0, 1)).shape
+    (4, 2, 3)
+    """
+    return Transpose.of(tuple(axis_of("transpose", a, len(x.shape)) for a in axes))(x)
+
+
+@dataclass(frozen=True)
+class Broadcast(Function):
+    """y repeats x along axes of length 1."""
+
+    shape: tuple[int, ...]
+
+    def setup(self, x: Spec) -> Spec:
+        if x.ndim != len(self.shape) or any(
+            n not in (1, m) for n, m in zip(x.shape, self.shape, strict=True)
+        ):
+            raise ShapeError(
+                f"[broadcast] x {x.shape} does not broadcast to {self.shape}; it needs as many "
+                "axes, each of the same length or of length 1"
+            )
+        return Spec(self.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        if out is None:
+            return xp.broadcast(x, self.shape)
+        out[...] = x
+        return out
+
+    def grad_x(self, xp: Any, dy: Any) -> Any:
+        return dy  # the driver sums it to x's shape
+
+
+@function_api
+def broadcast(x: Any, shape: Sequence[int]) -> Any:
+    """Repeat x along its axes of length 1 up to `shape`, of as many axes.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.broadcast(nn.Variable((2, 1)), (2, 3)).shape
+    (2, 3)
+    """
+    return Broadcast.of(check_shape("broadcast", shape))(x)
+
+
+@dataclass(frozen=True)
+class Slice(Function):
+    """y = x[start:stop:step] on every axis."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    step: tuple[int, ...]
+
+    def setup(self, x: Spec) -> Spec:
+        lengths = tuple(
+            len(range(a, b, s)) for a, b, s in zip(self.start, self.stop, self.step, strict=True)
+        )
+        return Spec(lengths, x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.slice(x, self.start, self.stop, self.step)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def grad_x(self, xp: Any, dy: Any, x_shape: Any) -> Any:
+        return xp.call(Unslice.of(x_shape, self.start, self.stop, self.step), dy)
+
+
+@dataclass(frozen=True)
+class Unslice(Function):
+    """The adjoint of Slice: x[start:stop:step] = y, zeros elsewhere."""
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    step: tuple[int, ...]
+
+    def setup(self, x: Spec) -> Spec:
+        return Spec(self.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.empty(self.shape, x.dtype) if out is None else out
+        y.fill(0)
+        y[slices(self.start, self.stop, self.step)] = x
+        return y
+
+    def grad_x(self, xp: Any, dy: Any) -> Any:
+        return xp.slice(dy, self.start, self.stop, self.step)
+
+
+@function_api
+def slice(
+    x: Any,
+    start: Sequence[int] | None = None,
+    stop: Sequence[int] | None = None,
+    step: Sequence[int] | None = None,
+) -> Any:
+    """Part of an array: x[start_0:stop_0:step_0, ...].
+
+    Args:
+        start, stop, step: per axis, for the last axes if fewer than x has; None takes everything.
+            A None among them takes that axis's default; negative numbers count from the end.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.slice(nn.Variable((4, 6)), (1, 0), (3, 6), (1, 2)).shape
+    (2, 3)
+    """
+    given = [start, stop, step]
+    count = max((len(g) for g in given if g is not None), default=0)
+    if count > len(x.shape) or any(g is not None and len(g) != count for g in given):
+        raise ShapeError(
+            f"[slice] start {start}, stop {stop} and step {step} need one number for each axis of "
+            f"x {x.shape}"
+        )
+    columns = [[None] * count if g is None else list(g) for g in given]
+    free = len(x.shape) - count
+    ranges: list[range] = [range(n) for n in x.shape[:free]]
+    for length, a, b, s in zip(x.shape[free:], *columns, strict=True):
+        if s == 0:
+            raise ArgumentError("[slice] a step is 0; pass 1, or a negative number to go back")
+        ranges.append(range(*np.s_[a:b:s].indices(length)))
+    return Slice.of(
+        tuple(r.start for r in ranges), tuple(r.stop for r in ranges), tuple(r.step for r in ranges)
+    )(x)
+
+
+@dataclass(frozen=True)
+class Concatenate(Function):
+    """y joins the inputs along an axis."""
+
+    axis: int
+
+    def setup(self, *x: Spec) -> Spec:
+        rest = {(*s.shape[: self.axis], *s.shape[self.axis + 1 :]) for s in x}
+        if len(rest) > 1 or len({s.ndim for s in x}) > 1:
+            raise ShapeError(
+                f"[concatenate] shapes {[s.shape for s in x]} differ in another axis than "
+                f"{self.axis}"
+            )
+        total = sum(s.shape[self.axis] for s in x)
+        shape = (*x[0].shape[: self.axis], total, *x[0].shape[self.axis + 1 :])
+        return Spec(shape, x[0].dtype)
+
+    def forward(self, xp: Any, *x: Any, out: Any = None) -> Any:
+        return xp.concatenate(x, self.axis) if out is None else xp.concatenate(x, self.axis, out)
+
+    def grad_x(self, xp: Any, dy: Any, index: int, x_shape: Any) -> Any:
+        start = [0] * dy.ndim
+        stop = list(dy.shape)
+        start[self.axis] = sum(s[self.axis] for s in x_shape[:index])
+        stop[self.axis] = start[self.axis] + x_shape[index][self.axis]
+        return xp.slice(dy, tuple(start), tuple(stop), (1,) * dy.ndim)
+
+
+@function_api
+def concatenate(*x: Any, axis: int | None = None) -> Any:
+    """Join arrays along an axis (the last by default); other axes have equal lengths.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.concatenate(nn.Variable((2, 3)), nn.Variable((2, 4))).shape
+    (2, 7)
+    """
+    if not x:
+        raise ArgumentError("[concatenate] got no inputs; pass one or more")
+    ndim = len(x[0].shape)
+    return Concatenate.of(axis_of("concatenate", -1 if axis is None else axis, ndim))(*x)
+
+
+@dataclass(frozen=True)
+class Stack(Function):
+    """y joins the inputs along a new axis."""
+
+    axis: int
+
+    def setup(self, *x: Spec) -> Spec:
+        if len({s.shape for s in x}) > 1:
+            raise ShapeError(f"[stack] the shapes differ: {[s.shape for s in x]}")
+        shape = list(x[0].shape)
+        shape.insert(self.axis, len(x))
+        return Spec(tuple(shape), x[0].dtype)
+
+    def forward(self, xp: Any, *x: Any, out: Any = None) -> Any:
+        return xp.stack(x, self.axis, out=out)
+
+    def grad_x(self, xp: Any, dy: Any, index: int, x_shape: Any) -> Any:
+        start = [0] * dy.ndim
+        stop = list(dy.shape)
+        start[self.axis], stop[self.axis] = index, index + 1
+        part = xp.slice(dy, tuple(start), tuple(stop), (1,) * dy.ndim)
+        return xp.reshape(part, x_shape[index])
+
+
+@function_api
+def stack(*x: Any, axis: int = 0) -> Any:
+    """Join arrays of one shape along a new axis.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.stack(nn.Variable((2, 3)), nn.Variable((2, 3)), axis=1).shape
+    (2, 2, 3)
+    """
+    if not x:
+        raise ArgumentError("[stack] got no inputs; pass one or more")
+    return Stack.of(axis_of("stack", axis, len(x[0].shape) + 1))(*x)
+
+
+@function_api
+def split(x: Any, axis: int = 0) -> Any:
+    """The parts of x along an axis, which they no longer have; a tuple.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> [part.shape for part in F.split(nn.Variable((2, 3)), axis=1)]
+    [(2,), (2,), (2,)]
+    """
+    where = axis_of("split", axis, len(x.shape))
+    rest = (*x.shape[:where], *x.shape[where + 1 :])
+    parts = []
+    for i in range(x.shape[where]):
+        ranges = [(i, i + 1) if a == where else (0, n) for a, n in enumerate(x.shape)]
+        part = Slice.of(*map(tuple, zip(*ranges, strict=True)), (1,) * len(x.shape))(x)
+        parts.append(reshape(part, rest))
+    return tuple(parts)

@@ -1,0 +1,156 @@
+"""Softmax, its logarithm, and the cross entropy of classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..calling import function_api
+from ..errors import LabelError, ShapeError
+from ..function import Function, Spec
+from .shapes import axis_of
+
+
+@dataclass(frozen=True)
+class Softmax(Function):
+    """y = exp(x) / sum exp(x) along an axis."""
+
+    axis: int
+
+    def setup(self, x: Spec) -> Spec:
+        return Spec(x.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        # exp(x - max) cannot overflow, and the quotient does not change.
+        y = xp.subtract(x, x.max(self.axis, keepdims=True, initial=-xp.inf), out=out)
+        xp.exp(y, out=y)
+        y /= xp.sum(y, self.axis, True)
+        return y
+
+    def grad_x(self, xp: Any, dy: Any, y: Any) -> Any:
+        return y * (dy - xp.sum(dy * y, self.axis, True))
+
+
+@dataclass(frozen=True)
+class LogSoftmax(Function):
+    """y = x - log sum exp(x) along an axis."""
+
+    axis: int
+
+    def setup(self, x: Spec) -> Spec:
+        return Spec(x.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.subtract(x, x.max(self.axis, keepdims=True, initial=-xp.inf), out=out)
+        y -= xp.log(xp.sum(xp.exp(y), self.axis, True))
+        return y
+
+    def grad_x(self, xp: Any, dy: Any, y: Any) -> Any:
+        return dy - xp.exp(y) * xp.sum(dy, self.axis, True)
+
+
+@function_api
+def softmax(x: Any, axis: int | None = None) -> Any:
+    """Softmax y_i = exp(x_i) / sum_j exp(x_j) along `axis` (the last by default).
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> F.softmax(nn.NdArray.from_numpy_array(np.zeros((1, 2)))).data
+    array([[0.5, 0.5]], dtype=float32)
+    """
+    return Softmax.of(axis_of("softmax", -1 if axis is None else axis, len(x.shape)))(x)
+
+
+@function_api
+def log_softmax(x: Any, axis: int | None = None) -> Any:
+    """Logarithm of softmax along `axis` (the last by default): y_i = x_i - log sum_j exp(x_j).
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.log_softmax(nn.Variable((2, 3))).shape
+    (2, 3)
+    """
+    return LogSoftmax.of(axis_of("log_softmax", -1 if axis is None else axis, len(x.shape)))(x)
+
+
+@dataclass(frozen=True)
+class OneHotLike(Function):
+    """y[..., i, ...] = 1 where i is the label, in x's shape; zeros where the label is -1."""
+
+    axis: int
+    length: int
+
+    indices = ("t",)
+
+    def setup(self, t: Spec, *, dtype: Any) -> Spec:
+        return Spec((*t.shape[: self.axis], self.length, *t.shape[self.axis + 1 :]), dtype)
+
+    def forward(self, xp: Any, t: Any) -> Any:
+        shape = [1] * t.ndim
+        shape[self.axis] = self.length
+        return t == xp.arange(self.length).reshape(shape)
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy(Function):
+    """y = -log softmax(x)[t] along an axis, 0 where t is -1."""
+
+    axis: int
+
+    indices = ("t",)
+    saved = ("p",)
+
+    def setup(self, x: Spec, t: Spec) -> tuple[Spec, Spec]:
+        shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
+        if t.shape != shape:
+            raise ShapeError(
+                f"[softmax_cross_entropy] target has shape {t.shape} but x {x.shape} with axis "
+                f"{self.axis} needs {shape}: class numbers, one for each row of x"
+            )
+        return Spec(shape, x.dtype), Spec(x.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, t: Any) -> Any:
+        check_labels("softmax_cross_entropy", xp, t, x.shape[self.axis])
+        y = LogSoftmax.of(self.axis).forward(xp, x)
+        picked = xp.take_along_axis(y, xp.maximum(t, 0), self.axis)
+        loss = xp.where(t < 0, picked.dtype.type(0), -picked)
+        return loss, xp.exp(y, out=y)
+
+    def grad_x(self, xp: Any, dy: Any, x: Any, t: Any, x_shape: Any) -> Any:
+        hot = xp.call(OneHotLike.of(self.axis, x_shape[self.axis]), t)
+        # The sum of hot along the axis is 0 for ignored labels and 1 for others.
+        return dy * (xp.call(Softmax.of(self.axis), x) * xp.sum(hot, self.axis, True) - hot)
+
+    def backward(self, xp: Any, need: Any, dy: Any, t: Any, p: Any, *, out: Any) -> None:
+        dy = xp.where(t < 0, dy.dtype.type(0), dy)
+        dx = xp.multiply(p, dy, out=out.x)
+        index = xp.maximum(t, 0)
+        xp.put_along_axis(dx, index, xp.take_along_axis(dx, index, self.axis) - dy, self.axis)
+
+
+def check_labels(function: str, xp: Any, t: Any, classes: int) -> None:
+    """Raise LabelError unless every label is a class number or -1."""
+    if t.size and (int(t.max()) >= classes or int(t.min()) < -1):
+        wrong = t[(t >= classes) | (t < -1)]
+        raise LabelError(
+            f"[{function}] target holds {int(wrong.flat[0])} ({wrong.size} of {t.size} labels are "
+            f"out of range); with {classes} classes labels are 0 to {classes - 1}, or -1 to ignore"
+        )
+
+
+@function_api
+def softmax_cross_entropy(x: Any, target: Any, axis: int | None = None) -> Any:
+    """Cross entropy of softmax(x) and class labels: y = -log softmax(x)[target].
+
+    Args:
+        x: (..., C, ...) scores; classes along `axis` (the last by default).
+        target: class numbers, x's shape with length 1 at `axis`; -1 ignores the sample: its loss
+            and its gradient are 0.
+    Returns: losses in target's shape, no mean taken.
+    Raises: ShapeError where the shapes do not fit; LabelError for a label outside -1 ... C - 1.
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> x = nn.NdArray.from_numpy_array(np.zeros((1, 4), np.float32))
+    >>> F.softmax_cross_entropy(x, nn.NdArray.from_numpy_array(np.array([[2]]))).data
+    array([[1.3862944]], dtype=float32)
+    """
+    where = axis_of("softmax_cross_entropy", -1 if axis is None else axis, len(x.shape))
+    return SoftmaxCrossEntropy.of(where)(x, target)

@@ -1,0 +1,161 @@
+"""The `xp` of functions: the names that a gradient rule may use, for arrays and for Variables.
+
+A rule written with these names and `+ - * / **` computes on arrays and records on Variables, which
+is what makes derivatives of any order out of one text. On arrays, `xp` also has everything of the
+array module, for `forward` and for fast paths; on Variables it has these names only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import threads
+from .memory import pool
+
+if TYPE_CHECKING:
+    from .function import Function
+
+Axes = int | Sequence[int] | None
+
+
+class NumpyNamespace:
+    """NumPy's names, with those of the list where they differ from NumPy's."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(np, name)
+        setattr(self, name, value)
+        return value
+
+    def call(self, function: Function, *arrays: Any, **operands: Any) -> Any:
+        """Run another Function: its public outputs, a tuple if there are several."""
+        declaration = function.declaration
+        results = function.forward(self, *arrays, **operands)
+        if not isinstance(results, tuple):
+            return results
+        n = len(declaration.outputs)
+        return results[0] if n == 1 else results[:n]
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        return pool.empty(tuple(shape), np.dtype(dtype))
+
+    def constant(self, value: float, shape: Sequence[int], like: np.ndarray) -> np.ndarray:
+        """An array of `shape` filled with `value`, of the dtype of `like`."""
+        return np.full(shape, value, like.dtype)
+
+    def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
+        return array_sum(x, axis, keepdims)
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            out = pool.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+        return threads.matmul(a, b, out)
+
+    def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return np.broadcast_to(x, shape)
+
+    def slice(
+        self, x: np.ndarray, start: Sequence[int], stop: Sequence[int], step: Sequence[int]
+    ) -> np.ndarray:
+        return x[slices(start, stop, step)]
+
+
+class VariableNamespace:
+    """The list of names a rule may use, recording functions on Variables."""
+
+    def call(self, function: Function, *inputs: Any, **operands: Any) -> Any:
+        return function(*inputs, **operands)
+
+    def constant(self, value: float, shape: Sequence[int], like: Any) -> Any:
+        from . import functions as F
+
+        return F.constant(value, shape)
+
+    def transpose(self, x: Any, axes: Sequence[int] | None = None) -> Any:
+        from . import functions as F
+
+        return F.transpose(x, range(x.ndim)[::-1] if axes is None else axes)
+
+    def __getattr__(self, name: str) -> Any:
+        from . import functions as F
+
+        if name not in _RECORDED:
+            raise AttributeError(
+                f"a gradient rule uses xp.{name}, which cannot be recorded; it may use "
+                f"{sorted(RULE_NAMES)}"
+            )
+        value = getattr(F, _RECORDED[name])
+        setattr(self, name, value)
+        return value
+
+
+# Name in a rule -> the function that records it.
+_RECORDED = {
+    **{name: name for name in ("sum", "reshape", "broadcast", "slice", "concatenate", "where")},
+    **{name: name for name in ("exp", "log", "sqrt", "tanh", "abs", "sign")},
+    **{name: name for name in ("greater", "greater_equal", "less", "less_equal")},
+    **{name: name for name in ("equal", "not_equal")},
+    "matmul": "batch_matmul",
+    "maximum": "maximum2",
+    "minimum": "minimum2",
+}
+RULE_NAMES = frozenset(_RECORDED) | {"call", "constant", "transpose"}
+
+variable_namespace = VariableNamespace()
+
+
+def slices(start: Sequence[int], stop: Sequence[int], step: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of full length tuples; -1 as the stop of a negative step means past the start."""
+    return tuple(
+        slice(a, None if s < 0 and b < 0 else b, s)
+        for a, b, s in zip(start, stop, step, strict=True)
+    )
+
+
+# Rows added one after the other before sums are added to sums: keeps the error of float32 sums
+# over many rows near that of pairwise summation.
+_ROWS = 64
+
+
+def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
+    """Sum over axes, with blocked summation along every axis; half precision adds in float32."""
+    shape, dtype = x.shape, x.dtype
+    if axis is None:
+        summed = list(range(x.ndim))
+    else:
+        summed = sorted(a % x.ndim for a in ([axis] if isinstance(axis, int) else axis))
+    if dtype == np.float16:
+        x = x.astype(np.float32)
+    axes = list(summed)
+    while axes:
+        last = first = axes.pop()
+        while axes and axes[-1] == first - 1:
+            first = axes.pop()
+        before, after = x.shape[:first], x.shape[last + 1 :]
+        length = math.prod(x.shape[first : last + 1])
+        if not after:
+            x = np.add.reduce(x.reshape(*before, length), axis=-1)
+        else:
+            rows = x.reshape(math.prod(before), length, math.prod(after))
+            x = _sum_rows(rows).reshape(*before, *after)
+        # The summed axes are gone; those still to be summed come before them.
+    if keepdims:
+        x = np.reshape(x, [1 if i in summed else n for i, n in enumerate(shape)])
+    return np.asarray(x, dtype)
+
+
+def _sum_rows(x: np.ndarray) -> np.ndarray:
+    """(A, R, C) -> (A, C)."""
+    while x.shape[1] > _ROWS:
+        blocks, rest = divmod(x.shape[1], _ROWS)
+        head = x[:, : blocks * _ROWS].reshape(len(x), blocks, _ROWS, x.shape[2])
+        partial = np.add.reduce(head, axis=2)
+        if rest:
+            tail = np.add.reduce(x[:, blocks * _ROWS :], axis=1, keepdims=True)
+            partial = np.concatenate((partial, tail), axis=1)
+        x = partial
+    return np.add.reduce(x, axis=1)

@@ -1,0 +1,420 @@
+"""NdArray: an array on a device, and Storage: the memory that arrays and views of it share.
+
+Storage is the one truth about an array: its memory, whether values are still pending (`zero()` and
+`fill()` write nothing until somebody reads), whether it was cleared and why, and how often it was
+modified. An NdArray is a window onto a Storage: a shape and an offset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .context import Context, current_backend
+from .errors import ArgumentError, ClearedError, DtypeError, ShapeError
+
+if TYPE_CHECKING:
+    from .parameter_slab import Slot
+
+NEVER_COMPUTED = "no function has computed it yet; call forward() on a result of the graph first"
+
+
+class Storage:
+    """Memory of one array and the state that all its views share."""
+
+    __slots__ = (
+        "__weakref__",
+        "_converted",
+        "array",
+        "cleared",
+        "dtype",
+        "exported",
+        "home",
+        "pending",
+        "shape",
+        "version",
+        "zeroing",
+    )
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, pending: float | None) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.array: np.ndarray | None = None  # C-contiguous, of `shape`
+        self.pending = pending  # a value that fills the array once somebody looks
+        self.zeroing = False  # zero() was called and nothing written since
+        self.cleared: str | None = None  # why there is nothing to read
+        self.exported = False  # somebody outside holds a writable array over the memory
+        self.version = 0
+        self.home: Slot | None = None  # a parameter's place in its slab
+        self._converted: tuple[int, np.ndarray] | None = None
+
+    def materialize(self) -> np.ndarray:
+        """The array, with pending values written; raises ClearedError if there is none."""
+        array = self.array
+        if array is None:
+            if self.pending is None:
+                raise ClearedError(
+                    f"[data] there are no data to read: {self.cleared or NEVER_COMPUTED}"
+                )
+            array = self.allocate(self.dtype)
+        if self.pending is not None:
+            array.fill(self.pending)
+            self.pending = None
+        return array
+
+    def writable(self) -> np.ndarray:
+        """The array to be overwritten as a whole: old and pending values are gone."""
+        array = self.array if self.array is not None else self.allocate(self.dtype)
+        self.written()
+        return array
+
+    def allocate(self, dtype: np.dtype) -> np.ndarray:
+        """Memory for `dtype`: a parameter's own place if it has that dtype, else new memory."""
+        if self.home is not None and self.home.array.dtype == dtype:
+            array = self.home.array
+        else:
+            array = current_backend().empty(self.shape, dtype)
+        self.array = array
+        self.dtype = dtype
+        return array
+
+    def written(self) -> None:
+        """Note that all of the array has new values."""
+        self.pending = None
+        self.zeroing = False
+        self.cleared = None
+        self.version += 1
+
+    def place(self, array: np.ndarray) -> None:
+        """Make `array` (C-contiguous) the memory of this storage."""
+        self.array = array
+        self.dtype = array.dtype
+        self.written()
+
+    def clear(self, reason: str) -> None:
+        """Let go of the memory; reading before the next write raises with `reason`."""
+        self.array = None
+        self.pending = None
+        self.cleared = reason
+        self.exported = False
+        self._converted = None
+
+    def converted(self, dtype: np.dtype) -> np.ndarray:
+        """The values as `dtype`, converted once per modification."""
+        array = self.materialize()
+        if array.dtype == dtype:
+            return array
+        cached = self._converted
+        # A writable array outside may have been written to without our knowing.
+        if cached is None or cached[0] != self.version or cached[1].dtype != dtype or self.exported:
+            cached = self._converted = (self.version, array.astype(dtype))
+        return cached[1]
+
+
+class NdArray:
+    """An n-dimensional array on the device of the current context.
+
+    Functions called on NdArrays compute at once and return NdArrays.
+
+    Args:
+        shape: the shape as one sequence or as several ints; none is a scalar.
+
+    >>> import numpy as np, distnn as nn
+    >>> a = nn.NdArray.from_numpy_array(np.array([1., 2.], np.float32))
+    >>> (a + 1).data
+    array([2., 3.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "_offset", "_shape", "_storage")
+
+    def __init__(self, *shape: Any) -> None:
+        if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
+            shape = tuple(shape[0])
+        dimensions = check_shape("NdArray", shape)
+        self._shape = dimensions
+        self._offset = 0
+        self._storage = Storage(dimensions, current_backend().dtype, 0.0)
+
+    @classmethod
+    def _of(cls, storage: Storage, shape: tuple[int, ...], offset: int = 0) -> NdArray:
+        array = cls.__new__(cls)
+        array._storage = storage
+        array._shape = shape
+        array._offset = offset
+        return array
+
+    @staticmethod
+    def from_numpy_array(nparr: np.ndarray) -> NdArray:
+        """A copy of `nparr`, of the same shape and dtype."""
+        values = np.array(nparr, order="C", copy=True)
+        _check_dtype("NdArray.from_numpy_array", values)
+        storage = Storage(values.shape, values.dtype, None)
+        storage.place(values)
+        return NdArray._of(storage, values.shape)
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def size(self) -> int:
+        return math.prod(self._shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Steps between neighbours along each axis, in elements."""
+        steps = [1]
+        for length in reversed(self._shape[1:]):
+            steps.append(steps[-1] * length)
+        return tuple(reversed(steps)) if self._shape else ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._storage.dtype
+
+    @property
+    def zeroing(self) -> bool:
+        """True after `zero()` until somebody writes or asks for a writable array."""
+        return self._storage.zeroing
+
+    @property
+    def clear_called(self) -> bool:
+        """True if the memory was freed, so that there is nothing to read."""
+        return self._storage.cleared is not None
+
+    @property
+    def modification_count(self) -> int:
+        return self._storage.version
+
+    def size_from_axis(self, axis: int = -1) -> int:
+        """Number of elements from `axis` on; the whole size for a negative axis."""
+        return math.prod(self._shape[max(axis, 0) :])
+
+    def __repr__(self) -> str:
+        return f"<NdArray{self._shape} {self.dtype} at {id(self):#x}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NdArray) and self._storage is other._storage
+
+    def __hash__(self) -> int:
+        return hash(self._storage)
+
+    def __bool__(self) -> bool:
+        raise DtypeError("[NdArray] has no truth value; read a number with `bool(a.data)`")
+
+    # -- values -----------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values as a NumPy array over the same memory; assigning copies values in.
+
+        The assigned array keeps its dtype (int64 labels stay int64); a scalar fills the array.
+        """
+        return self.get_data("rw")
+
+    @data.setter
+    def data(self, values: Any) -> None:
+        if isinstance(values, NdArray):
+            self.copy_from(values)
+        elif np.isscalar(values):
+            self.fill(values)  # type: ignore[arg-type]
+        else:
+            self._assign(np.asarray(values))
+
+    def get_data(self, mode: str = "rw", dtype: Any = None) -> np.ndarray:
+        """The values as a NumPy array over the same memory.
+
+        Args:
+            mode: "r" (read-only array), "w" (values are about to be overwritten) or "rw". Only
+                "r" leaves `zeroing` as it is.
+            dtype: cast the array to this dtype first.
+        """
+        if mode not in ("r", "w", "rw"):
+            raise ArgumentError(f"[NdArray.get_data] mode is {mode!r}; pass 'r', 'w' or 'rw'")
+        if dtype is not None:
+            self._cast(np.dtype(dtype))
+        storage = self._storage
+        if mode == "r":
+            values = self._view(storage.materialize()).view()
+            values.flags.writeable = False
+            return values
+        if mode == "w" and self._whole():
+            storage.writable()
+        else:
+            storage.materialize()
+            storage.written()
+        storage.exported = True
+        return self._view(storage.array)
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        """The values as a C-contiguous array of `dtype`, for functions: not to be written to."""
+        storage = self._storage
+        array = storage.array
+        if array is None or storage.pending is not None or array.dtype is not dtype:
+            array = storage.converted(dtype)
+        return array if array.shape == self._shape else self._view(array)
+
+    def cast(self, dtype: Any, ctx: Context | None = None) -> np.ndarray | None:
+        """Convert the values to `dtype`; without `ctx` also return them as a NumPy array."""
+        self._cast(np.dtype(dtype))
+        return self.get_data("rw") if ctx is None else None
+
+    def zero(self) -> None:
+        """Fill with zeros; nothing is written before somebody reads."""
+        self.fill(0)
+        if self._whole():
+            self._storage.zeroing = True
+
+    def fill(self, value: float) -> None:
+        """Fill with a number, in the present dtype; nothing is written before somebody reads."""
+        storage = self._storage
+        if self._whole():
+            storage.written()
+            storage.pending = value
+        else:
+            self._view(storage.materialize()).fill(value)
+            storage.written()
+
+    def copy_from(self, arr: NdArray, use_current_context: bool = True) -> NdArray:
+        """Copy the values of `arr`, of the same shape, into this array; returns this array."""
+        if not isinstance(arr, NdArray):
+            raise DtypeError(f"[NdArray.copy_from] arr is {type(arr).__name__}; pass an NdArray")
+        if arr._shape != self._shape:
+            raise ShapeError(
+                f"[NdArray.copy_from] arr has shape {arr._shape} but this array has {self._shape}"
+            )
+        self._assign(arr.read(arr.dtype))
+        return self
+
+    def clear(self) -> None:
+        """Free the memory; reading before the next write raises ClearedError."""
+        self._storage.clear("clear() was called on it")
+
+    def view(self, shape: Sequence[int]) -> NdArray:
+        """An array of another shape and the same size over the same memory."""
+        dimensions = check_shape("NdArray.view", shape, self.size)
+        return NdArray._of(self._storage, dimensions, self._offset)
+
+    def narrow(self, dim: int, start: int, length: int) -> NdArray:
+        """Rows `start` to `start + length` of axis 0, over the same memory."""
+        if dim != 0 or not self._shape:
+            raise ArgumentError(
+                f"[NdArray.narrow] dim is {dim} and the shape {self._shape}; only axis 0 is "
+                "contiguous in memory, use F.slice for others"
+            )
+        if start < 0 or length < 0 or start + length > self._shape[0]:
+            raise ShapeError(
+                f"[NdArray.narrow] start {start} + length {length} leaves axis 0 of {self._shape}"
+            )
+        row = math.prod(self._shape[1:])
+        return NdArray._of(self._storage, (length, *self._shape[1:]), self._offset + start * row)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        values = self.get_data("r")
+        if dtype is not None and values.dtype != dtype:
+            return values.astype(dtype)
+        return values.copy() if copy else values
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _whole(self) -> bool:
+        return self.size == math.prod(self._storage.shape)
+
+    def _view(self, array: np.ndarray | None) -> np.ndarray:
+        """This window onto the storage's array."""
+        assert array is not None
+        if array.shape == self._shape:
+            return array
+        return array.reshape(-1)[self._offset : self._offset + self.size].reshape(self._shape)
+
+    def _cast(self, dtype: np.dtype) -> None:
+        storage = self._storage
+        if storage.dtype == dtype:
+            return
+        if storage.array is None and storage.pending is not None:
+            storage.dtype = dtype
+        else:
+            values = storage.materialize()
+            np.copyto(storage.allocate(dtype), values, casting="unsafe")
+            storage.written()
+
+    def _assign(self, values: np.ndarray) -> None:
+        _check_dtype("NdArray.data", values)
+        try:
+            values = np.broadcast_to(values, self._shape)
+        except ValueError:
+            raise ShapeError(
+                f"[data] the assigned array has shape {values.shape} but the array has "
+                f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
+            ) from None
+        storage = self._storage
+        if not self._whole():
+            self._view(storage.materialize())[...] = values
+            storage.written()
+        else:
+            array = storage.array
+            if array is None or array.dtype != values.dtype:
+                array = storage.allocate(values.dtype)
+            array.reshape(self._shape)[...] = values
+            storage.written()
+
+    # -- operators: functions on arrays, from operators.py -------------------------------------
+
+    __array_ufunc__ = None  # `ndarray + NdArray` reaches our reflected operators
+
+    def __iadd__(self, other: Any) -> NdArray:
+        return self._in_place(self + other)
+
+    def __isub__(self, other: Any) -> NdArray:
+        return self._in_place(self - other)
+
+    def __imul__(self, other: Any) -> NdArray:
+        return self._in_place(self * other) if np.isscalar(other) else self * other
+
+    def __itruediv__(self, other: Any) -> NdArray:
+        return self._in_place(self / other) if np.isscalar(other) else self / other
+
+    def _in_place(self, result: NdArray) -> NdArray:
+        return self.copy_from(result)
+
+    if TYPE_CHECKING:  # operators.py sets them
+        __add__: Callable[[Any, Any], Any]
+        __sub__: Callable[[Any, Any], Any]
+        __mul__: Callable[[Any, Any], Any]
+        __truediv__: Callable[[Any, Any], Any]
+
+
+def check_shape(function: str, shape: Sequence[int], size: int | None = None) -> tuple[int, ...]:
+    """`shape` as a tuple of ints; one -1 is inferred from `size`, which the shape must fit."""
+    try:
+        dimensions = tuple(int(length) for length in shape)
+    except TypeError:
+        raise ShapeError(f"[{function}] shape is {shape!r}; pass a sequence of ints") from None
+    if size is not None and dimensions.count(-1) == 1:
+        known = -math.prod(dimensions)
+        if known > 0 and size % known == 0:
+            dimensions = tuple(size // known if n == -1 else n for n in dimensions)
+    if any(length < 0 for length in dimensions):
+        raise ShapeError(f"[{function}] shape {tuple(shape)} has a negative length")
+    if size is not None and math.prod(dimensions) != size:
+        raise ShapeError(
+            f"[{function}] shape {tuple(shape)} has {math.prod(dimensions)} elements but the array "
+            f"has {size}"
+        )
+    return dimensions
+
+
+def _check_dtype(function: str, values: np.ndarray) -> None:
+    if values.dtype.kind not in "biuf":
+        raise DtypeError(
+            f"[{function}] dtype {values.dtype} is not a number; pass bool, integer or float arrays"
+        )

@@ -1,0 +1,79 @@
+"""Random numbers: Philox of (seed, worker, draw, index), and the state of initializers.
+
+A random function's numbers depend on who draws (the worker: a rank), on the number of the draw and
+on the position in the array, not on threads, devices or what else runs. Philox is a counter-based
+generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .context import current_world
+from .errors import ArgumentError
+
+
+class Draw(NamedTuple):
+    """One draw of random numbers: the key of a stream that starts at index 0."""
+
+    seed: int
+    worker: int
+    draw: int
+
+    def words(self, count: int) -> np.ndarray:
+        """`count` uniform uint32."""
+        # Philox4x64 yields four 64-bit words a step of its counter; (seed, worker) is the key and
+        # the draw the second word of the counter, so that no two draws overlap.
+        generator = np.random.Philox(
+            key=np.array([self.seed, self.worker], np.uint64),
+            counter=np.array([0, self.draw, 0, 0], np.uint64),
+        )
+        return generator.random_raw(-(-count // 2)).view(np.uint32)[:count]
+
+    def uniform(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Uniform numbers in [0, 1) with 24 random bits."""
+        count = int(np.prod(shape))
+        return (
+            ((self.words(count) >> np.uint32(8)) * np.float32(2.0**-24))
+            .reshape(shape)
+            .astype(dtype)
+        )
+
+    def bernoulli(self, p: float, shape: tuple[int, ...]) -> np.ndarray:
+        """True with probability p, as a bool array."""
+        threshold = round(p * 2.0**32)
+        return (self.words(int(np.prod(shape))) < np.uint64(threshold)).reshape(shape)
+
+
+def seed(value: int, set_function_seed: bool = True, set_parameter_seed: bool = True) -> None:
+    """Start the random numbers of functions and of initializers anew from `value`.
+
+    >>> import distnn as nn
+    >>> nn.seed(313)
+    """
+    if not isinstance(value, int | np.integer) or value < 0:
+        raise ArgumentError(f"[seed] value is {value!r}; pass an int of 0 or more")
+    world = current_world()
+    if set_function_seed:
+        world.seed = int(value)
+        world.draws = 0
+    if set_parameter_seed:
+        world.parameter_generator = np.random.RandomState(int(value))
+
+
+def set_function_seed(value: int) -> None:
+    """Start the random numbers of functions (dropout, rand, ...) anew."""
+    seed(value, True, False)
+
+
+def set_parameter_seed(value: int) -> None:
+    """Start the random numbers of initializers anew."""
+    seed(value, False, True)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "prng":  # NNabla's name for the initializers' generator
+        return current_world().parameter_generator
+    raise AttributeError(f"module 'distnn.random' has no attribute {name!r}")

@@ -1,0 +1,430 @@
+"""Solver: parameters, their states, and one rule that runs over flat ranges of memory.
+
+A solver keeps per parameter a step count t and states (momentum, ...) that lie at the same offsets
+as the parameters in their slabs. An update groups the parameters that got a gradient into runs of
+equal t and applies the rule to each run at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import ArgumentError, SolverError
+from ..formula import Assignments
+from ..hooks import solver_hooks
+from ..ndarray import NdArray, Storage
+from ..parameter_slab import Block, Run, attached, runs
+from ..variable import Variable
+
+SolverHook = Callable[[], object] | None
+
+
+class SolverState:
+    """States of one parameter: `pstate` maps state names to Variables, `t` counts its updates."""
+
+    def __init__(self, pstate: Mapping[str, Variable], t: int) -> None:
+        self.pstate = dict(pstate)
+        self.t = int(t)
+
+    def __repr__(self) -> str:
+        return f"<SolverState {sorted(self.pstate)} t={self.t}>"
+
+
+class _Parameter:
+    """A registered parameter with its states; `states` are flat arrays."""
+
+    __slots__ = ("block", "key", "start", "states", "t", "variable")
+
+    def __init__(self, key: str, variable: Variable) -> None:
+        self.key = key
+        self.variable = variable
+        self.t = 0
+        self.states: dict[str, np.ndarray] = {}
+        self.block: Block | None = None
+        self.start = 0
+
+
+class Solver:
+    """Base of all solvers.
+
+    A solver declares its states and its rule over w (parameter), g (gradient), the states, and the
+    numbers that `numbers(t)` returns.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ()
+    rule: ClassVar[Assignments]
+    fused_weight_decay: ClassVar[bool] = False
+
+    def __init__(self, learning_rate: float, **info: float) -> None:
+        if not learning_rate >= 0:
+            raise ArgumentError(
+                f"[{self.name}] the learning rate is {learning_rate}; pass 0 or more"
+            )
+        self._learning_rate = float(learning_rate)
+        self.info = info
+        self._parameters: OrderedDict[str, _Parameter] = OrderedDict()
+        self._blocks: dict[tuple[int, str], tuple[Block, np.ndarray]] = {}
+        self._runs: tuple[tuple[int, ...], list[Run]] | None = None
+
+    def numbers(self, t: int) -> tuple[float, ...]:
+        """The numbers of the rule at step t (from 1 on), in its order."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.info.items())
+        return f"<{self.name}({settings}), {len(self._parameters)} parameters>"
+
+    # -- parameters ---------------------------------------------------------------------------
+
+    def set_parameters(
+        self, param_dict: Mapping[str, Variable], reset: bool = True, retain_state: bool = False
+    ) -> None:
+        """Register parameters by name.
+
+        Args:
+            param_dict: name -> Variable, as `nn.get_parameters()` returns.
+            reset: forget all others first. False keeps parameters that are not mentioned.
+            retain_state: keep state and step count of a name that is registered already; its shape
+                must be the same. The new Variable takes the place of the old one in any case.
+        Raises: SolverError where a shape differs and retain_state is set.
+
+        >>> import distnn as nn, distnn.parametric_functions as PF, distnn.solvers as S
+        >>> y = PF.affine(nn.Variable((2, 3)), 4, name="solver_example")
+        >>> solver = S.Momentum(0.1)
+        >>> solver.set_parameters(nn.get_parameters(), reset=False, retain_state=True)
+        """
+        for key, variable in param_dict.items():
+            if not isinstance(variable, Variable):
+                raise SolverError(
+                    f"[{self.name}.set_parameters] {key!r} is {type(variable).__name__}; pass "
+                    "Variables, for example nn.get_parameters()"
+                )
+            old = self._parameters.get(key)
+            if retain_state and old is not None and old.variable.shape != variable.shape:
+                raise SolverError(
+                    f"[{self.name}.set_parameters] {key!r} has shape {variable.shape} but its "
+                    f"retained state has {old.variable.shape}; pass retain_state=False to start "
+                    "its state anew"
+                )
+        kept = self._parameters
+        changed = reset
+        if reset:
+            self._parameters = OrderedDict()
+        for key, variable in param_dict.items():
+            old = kept.get(key)
+            if old is not None and retain_state:
+                if old.variable.data._storage is not variable.data._storage:
+                    changed = True
+                    old.variable = variable
+                    self._place_states(old, old.states)
+                old.variable = variable
+                self._parameters[key] = old
+            else:
+                changed = True
+                parameter = _Parameter(key, variable)
+                self._place_states(parameter, None)
+                self._parameters[key] = parameter
+        if changed:
+            self._runs = None
+            self._drop_unused_blocks()
+
+    def get_parameters(self) -> OrderedDict[str, Variable]:
+        """Registered parameters by name, in the order of registration."""
+        return OrderedDict((key, p.variable) for key, p in self._parameters.items())
+
+    def remove_parameters(self, keys: Iterable[str]) -> None:
+        """Forget parameters and their states."""
+        for key in keys:
+            if key not in self._parameters:
+                raise SolverError(
+                    f"[{self.name}.remove_parameters] {key!r} is not registered; registered are "
+                    f"{list(self._parameters)}"
+                )
+            del self._parameters[key]
+        self._runs = None
+        self._drop_unused_blocks()
+
+    def clear_parameters(self) -> None:
+        """Forget all parameters and their states."""
+        self.remove_parameters(list(self._parameters))
+
+    def _place_states(self, parameter: _Parameter, values: Mapping[str, np.ndarray] | None) -> None:
+        """Give states their memory, at the parameter's offset where that is in a slab."""
+        data = parameter.variable.data
+        slot = data._storage.home if attached(data) is not None else None
+        states = {}
+        for name in self.states:
+            if slot is None:
+                state = np.zeros(data.size, data.dtype if data.dtype.kind == "f" else np.float32)
+            else:
+                state = self._state_block(slot.block, name)[slot.start : slot.stop]
+            if values is not None and name in values:
+                state[...] = values[name].reshape(-1)
+            elif slot is not None and state.any():
+                state[...] = 0
+            states[name] = state
+        parameter.states = states
+        parameter.block = None if slot is None else slot.block
+        parameter.start = 0 if slot is None else slot.start
+
+    def _state_block(self, block: Block, name: str) -> np.ndarray:
+        found = self._blocks.get((id(block), name))
+        if found is None:
+            found = (block, block.backend.zeros(len(block.data), block.data.dtype))
+            self._blocks[(id(block), name)] = found
+        return found[1]
+
+    def _drop_unused_blocks(self) -> None:
+        used = {id(p.block) for p in self._parameters.values()}
+        self._blocks = {key: found for key, found in self._blocks.items() if key[0] in used}
+
+    # -- gradients ----------------------------------------------------------------------------
+
+    def zero_grad(self) -> None:
+        """Mark all gradients as zero: the next backward overwrites them. Touches no memory."""
+        for parameter in self._parameters.values():
+            parameter.variable.grad.zero()
+
+    def _active(self) -> list[_Parameter]:
+        """Parameters that got a gradient since zero_grad; others are skipped everywhere."""
+        return [p for p in self._parameters.values() if not p.variable.grad._storage.zeroing]
+
+    def _gradients(self) -> list[tuple[_Parameter, np.ndarray]]:
+        return [(p, _memory(p.variable.grad)) for p in self._active()]
+
+    def scale_grad(
+        self, scale: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
+    ) -> None:
+        """Multiply all gradients by `scale`."""
+        with _Hooked(pre_hook, post_hook):
+            for run in self._active_runs():
+                np.multiply(run.grad, scale, out=run.grad)
+
+    def weight_decay(
+        self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
+    ) -> None:
+        """Add decay_rate * parameter to each gradient (L2 regularization).
+
+        Solvers with decoupled decay (AdamW) use the rate in their next update instead.
+        """
+        with _Hooked(pre_hook, post_hook):
+            if self.fused_weight_decay:
+                self._decay_once(float(decay_rate))
+            elif decay_rate != 0:
+                for run in self._active_runs():
+                    _DECAY.run([run.grad, run.data], [float(decay_rate)])
+
+    def _decay_once(self, rate: float) -> None:
+        raise NotImplementedError
+
+    def weight_decay_is_fused(self) -> bool:
+        """True if weight decay is part of the update rule."""
+        return self.fused_weight_decay
+
+    def clip_grad_by_norm(
+        self, clip_norm: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
+    ) -> None:
+        """Scale each parameter's gradient down to the norm `clip_norm` if it is larger."""
+        if not clip_norm > 0:
+            raise ArgumentError(
+                f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
+            )
+        with _Hooked(pre_hook, post_hook):
+            for _, grad in self._gradients():
+                flat = grad.reshape(-1)
+                norm = math.sqrt(float(np.add.reduce(np.square(flat, dtype=np.float64))))
+                if norm > clip_norm:
+                    grad *= clip_norm / norm
+
+    def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
+        """True if any gradient holds an infinity."""
+        return self._check(np.isinf, pre_hook, post_hook)
+
+    def check_nan_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
+        """True if any gradient holds a NaN."""
+        return self._check(np.isnan, pre_hook, post_hook)
+
+    def check_inf_or_nan_grad(
+        self, pre_hook: SolverHook = None, post_hook: SolverHook = None
+    ) -> bool:
+        """True if any gradient holds an infinity or a NaN."""
+        return self._check(lambda g: ~np.isfinite(g), pre_hook, post_hook)
+
+    def _check(
+        self, test: Callable[[np.ndarray], np.ndarray], pre_hook: SolverHook, post_hook: SolverHook
+    ) -> bool:
+        with _Hooked(pre_hook, post_hook):
+            return any(bool(test(run.grad).any()) for run in self._active_runs())
+
+    # -- update -------------------------------------------------------------------------------
+
+    def learning_rate(self) -> float:
+        """The present learning rate, per step."""
+        return self._learning_rate
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the following updates."""
+        if not learning_rate >= 0:
+            raise ArgumentError(
+                f"[{self.name}.set_learning_rate] learning_rate is {learning_rate}; pass 0 or more"
+            )
+        self._learning_rate = float(learning_rate)
+
+    def update(
+        self, update_pre_hook: SolverHook = None, update_post_hook: SolverHook = None
+    ) -> None:
+        """Update the parameters by their gradients.
+
+        A parameter that got no gradient since `zero_grad` is skipped: its states and its step count
+        stay as they are.
+        """
+        with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
+            for run in self._active_runs():
+                members = [self._by_number[i] for i in run.members]
+                first = members[0]
+                states = [
+                    first.states[name]
+                    if run.block is None or len(members) == 1
+                    else self._state_block(run.block, name)[run.start : run.stop]
+                    for name in self.states
+                ]
+                self.rule.run([run.data, run.grad, *states], self.numbers(first.t + 1))
+                for parameter in members:
+                    parameter.t += 1
+                    parameter.variable.data._storage.version += 1
+
+    def _active_runs(self) -> list[Run]:
+        """Runs of active parameters of equal step count."""
+        self._by_number = list(self._parameters.values())
+        groups: dict[int, list[int]] = {}
+        signature = []
+        for i, parameter in enumerate(self._by_number):
+            variable = parameter.variable
+            grad = variable.grad
+            if grad._storage.zeroing:
+                continue
+            memory = self._prepared(parameter), _memory(grad)
+            groups.setdefault(parameter.t, []).append(i)
+            signature += [i, parameter.t - self._by_number[0].t, id(memory[0]), id(memory[1])]
+        key = tuple(signature)
+        if self._runs is None or self._runs[0] != key:
+            found = [
+                runs(
+                    (i, self._by_number[i].variable.data, self._by_number[i].variable.grad)
+                    for i in members
+                )
+                for members in groups.values()
+            ]
+            self._runs = (key, list(itertools.chain.from_iterable(found)))
+        return self._runs[1]
+
+    def _prepared(self, parameter: _Parameter) -> np.ndarray:
+        """The parameter's memory, back in its slot if a dtype change had moved it away."""
+        data = parameter.variable.data
+        storage = data._storage
+        home = storage.home
+        array = _memory(data)
+        if home is not None and array is not home.array and data._whole():
+            home.array[...] = array
+            storage.place(home.array)
+            self._place_states(parameter, parameter.states)
+            return home.array
+        if array.dtype.kind != "f":
+            data.cast(np.float32)
+            return _memory(data)
+        return array
+
+    # -- states -------------------------------------------------------------------------------
+
+    def get_states(self) -> OrderedDict[str, SolverState]:
+        """States by parameter name; the Variables share memory with the solver."""
+        found: OrderedDict[str, SolverState] = OrderedDict()
+        for key, parameter in self._parameters.items():
+            pstate = {}
+            for name, state in parameter.states.items():
+                storage = Storage(parameter.variable.shape, state.dtype, None)
+                storage.place(state.reshape(parameter.variable.shape))
+                variable = Variable(parameter.variable.shape)
+                variable.data = NdArray._of(storage, storage.shape)
+                pstate[name] = variable
+            found[key] = SolverState(pstate, parameter.t)
+        return found
+
+    def set_states(self, states: Mapping[str, SolverState]) -> None:
+        """Copy states and step counts in, by parameter name.
+
+        Raises: SolverError for an unknown name, a missing or unknown state, or a differing shape.
+        """
+        for key, state in states.items():
+            parameter = self._parameters.get(key)
+            if parameter is None:
+                raise SolverError(
+                    f"[{self.name}.set_states] {key!r} is not registered; call set_parameters "
+                    f"first (registered are {list(self._parameters)})"
+                )
+            if set(state.pstate) != set(self.states):
+                raise SolverError(
+                    f"[{self.name}.set_states] {key!r} has states {sorted(state.pstate)} but "
+                    f"{self.name} keeps {sorted(self.states)}"
+                )
+            for name, variable in state.pstate.items():
+                if variable.shape != parameter.variable.shape:
+                    raise SolverError(
+                        f"[{self.name}.set_states] state {name!r} of {key!r} has shape "
+                        f"{variable.shape} but the parameter {parameter.variable.shape}"
+                    )
+        for key, state in states.items():
+            parameter = self._parameters[key]
+            for name, variable in state.pstate.items():
+                parameter.states[name][...] = variable.data.get_data("r").reshape(-1)
+            parameter.t = state.t
+
+    def save_states(self, path: str) -> None:
+        """Write states and step counts to a file; see distnn.solver_file."""
+        from ..solver_file import save_states
+
+        save_states(self.get_states(), path)
+
+    def load_states(self, path: str) -> None:
+        """Read states and step counts from a file; see distnn.solver_file."""
+        from ..solver_file import load_states
+
+        self.set_states(load_states(path, self._parameters, self.states))
+
+
+_DECAY = Assignments("g = g + rate * w", ("g", "w"), ("rate",))
+
+
+def _memory(array: NdArray) -> np.ndarray:
+    """The array's memory, with pending values written."""
+    storage = array._storage
+    values = storage.array
+    if values is None or storage.pending is not None:
+        values = storage.materialize()
+    return array._view(values)
+
+
+class _Hooked:
+    """Runs the hooks of a solver's method before and after it."""
+
+    def __init__(self, pre: SolverHook, post: SolverHook) -> None:
+        self.pre, self.post = solver_hooks((pre, post))
+
+    def __enter__(self) -> None:
+        for hook in self.pre:
+            hook()
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is None:
+            for hook in self.post:
+                hook()

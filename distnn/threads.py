@@ -1,0 +1,192 @@
+"""Threads for large NumPy work: ranges in parallel over a single-threaded BLAS.
+
+Work is cut into parts that depend on its size only, so the bits of a result do not depend on the
+number of threads. While a part runs, the BLAS library is held to one thread: several ranks or
+processes on one machine would otherwise fight for the cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from .errors import ArgumentError
+
+_state = threading.local()
+_executor: ThreadPoolExecutor | None = None
+_num_threads: int | None = None
+
+
+def get_num_threads() -> int:
+    """Number of threads that large functions use on the CPU.
+
+    `DISTNN_NUM_THREADS`, else `OMP_NUM_THREADS`, else the cores that this process may run on.
+    """
+    global _num_threads
+    if _num_threads is None:
+        for name in ("DISTNN_NUM_THREADS", "OMP_NUM_THREADS"):
+            text = os.environ.get(name, "")
+            if text.isdigit() and int(text) > 0:
+                _num_threads = int(text)
+                break
+        else:
+            _num_threads = available_cores()
+    return _num_threads
+
+
+def set_num_threads(number: int) -> None:
+    """Set the number of threads that large functions use on the CPU; bits do not depend on it.
+
+    >>> import distnn as nn
+    >>> nn.set_num_threads(nn.get_num_threads())
+    """
+    global _num_threads, _executor
+    if not isinstance(number, int) or number < 1:
+        raise ArgumentError(f"[set_num_threads] number is {number!r}; pass an int of 1 or more")
+    _num_threads = number
+    if _executor is not None:
+        _executor.shutdown(wait=False)
+        _executor = None
+
+
+def available_cores() -> int:
+    """Cores that this process may run on; fewer than the machine's where a launcher binds it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parallel_for(body: Callable[[int, int], object], length: int, grain: int) -> None:
+    """Call `body(start, stop)` for each part of `grain` of `range(length)`, on several threads.
+
+    The parts are the same for every number of threads. Called from inside a part it runs in line.
+    """
+    parts = -(-length // grain)
+    helpers = min(get_num_threads(), parts) - 1
+    if helpers < 1 or getattr(_state, "inside", False):
+        for start in range(0, length, grain):
+            body(start, min(start + grain, length))
+        return
+    counter = itertools.count()  # next() on it is atomic: each part is taken once
+
+    def work() -> None:
+        _state.inside = True
+        try:
+            while (part := next(counter)) < parts:
+                body(part * grain, min((part + 1) * grain, length))
+        finally:
+            _state.inside = False
+
+    futures = [_threads().submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        # A helper that has not begun finds no part left; waiting for it could mean waiting for
+        # work of another caller's.
+        running = [future for future in futures if not future.cancel()]
+        for future in running:
+            future.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(
+            max(1, get_num_threads() - 1),
+            thread_name_prefix="distnn",
+            initializer=np.seterr,
+            initargs=("ignore",),
+        )
+    return _executor
+
+
+def _after_fork() -> None:
+    global _executor
+    _executor = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _SingleThreadedBlas:
+    """Holds every BLAS library of the process to one thread while anybody is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._libraries: list | None = None
+        self._before: list[int] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                if self._libraries is None:
+                    self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self._before = [library.get_num_threads() for library in self._libraries]
+                for library, threads in zip(self._libraries, self._before, strict=True):
+                    if threads != 1:
+                        library.set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._libraries is not None:
+                for library, threads in zip(self._libraries, self._before, strict=True):
+                    if threads != 1:
+                        library.set_num_threads(threads)
+
+
+single_threaded_blas = _SingleThreadedBlas()
+
+# OpenBLAS itself uses one thread up to this many multiplications.
+_SMALL_PRODUCT = 262_144
+# A part below this is not worth a thread: about 50 microseconds of arithmetic.
+_PART = 4_194_304
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = a @ b for arrays of two or more axes, in parts of fixed size on several threads.
+
+    a (..., M, K), b (..., K, N), out (..., M, N); leading axes broadcast.
+    """
+    rows, depth = a.shape[-2:]
+    columns = b.shape[-1]
+    batch = math.prod(out.shape[:-2])
+    work = batch * rows * depth * columns
+    if work <= _SMALL_PRODUCT:
+        return np.matmul(a, b, out=out)
+    with single_threaded_blas:
+        if work < 2 * _PART:
+            np.matmul(a, b, out=out)
+        elif out.ndim == 3 and batch >= 8 and a.ndim == b.ndim == 3 and len(a) == len(b):
+            grain = max(1, batch // 32)
+            parallel_for(lambda i, j: np.matmul(a[i:j], b[i:j], out=out[i:j]), batch, grain)
+        elif out.ndim > 2 and batch > 1:
+            # Broadcast leading axes: rows of each matrix in parallel.
+            _matmul_rows(a, b, out, rows, depth * columns * batch)
+        elif columns > rows:
+            grain = _grain(columns, rows * depth * batch)
+            parallel_for(lambda i, j: np.matmul(a, b[..., i:j], out=out[..., i:j]), columns, grain)
+        else:
+            _matmul_rows(a, b, out, rows, depth * columns * batch)
+    return out
+
+
+def _matmul_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, rows: int, cost: int) -> None:
+    grain = _grain(rows, cost)
+    parallel_for(lambda i, j: np.matmul(a[..., i:j, :], b, out=out[..., i:j, :]), rows, grain)
+
+
+def _grain(length: int, cost: int) -> int:
+    """Parts of at least `_PART` multiplications, a multiple of 64, at most 16 of them."""
+    grain = max(_PART // max(cost, 1), -(-length // 16), 1)
+    return -(-grain // 64) * 64
