@@ -18,6 +18,8 @@ from .context import (
     set_auto_forward,
     set_default_context,
 )
+from .execution import forward_all
+from .grad import grad
 from .hooks import (
     set_function_post_hook,
     set_function_pre_hook,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,10 +144,10 @@ def function_api(public: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def into(name: str, result: Any, outputs: Sequence[Any]) -> Any:
+def into(name: str, result: Any, outputs: Any) -> Any:
     """The results of a call, put into the Variables or NdArrays that the caller gave."""
     results = result if isinstance(result, tuple) else (result,)
-    targets = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    targets: list[Any] = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     if len(results) != len(targets):
         raise ArgumentError(
             f"[{name}] outputs has {len(targets)} arrays but the function has {len(results)}"

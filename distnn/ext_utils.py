@@ -66,8 +66,8 @@ def require_gpu(name: str) -> None:
     if importlib.util.find_spec("cupy") is None:
         raise MissingExtraError(
             f"[get_extension_context] {name!r} needs an NVIDIA GPU and CuPy, which is not "
-            "installed (pip install cupy-cuda13x, or cupy-cuda12x for a CUDA 12 driver); this version of "
-            "distnn has no GPU kernels yet: use 'cpu'"
+            "installed (pip install cupy-cuda13x, or cupy-cuda12x for a CUDA 12 driver); this "
+            "version of distnn has no GPU kernels yet: use 'cpu'"
         )
     raise ContextError(
         f"[get_extension_context] {name!r}: this version of distnn has no GPU kernels yet, "

@@ -93,7 +93,9 @@ class Declaration:
         self.takes_scratch = "scratch" in forward_names
         self.backward_reads = None if backward_names is None else tuple(backward_names)
         self.wants_dtype = wants_dtype
-        self.per_input: Any = tuple if variadic else namedtuple(f"{name}_inputs", inputs)._make
+        self.per_input: Any = tuple
+        if not variadic:
+            self.per_input = namedtuple(f"{name}_inputs", inputs)._make  # type: ignore
         self._check()
 
     def _check(self) -> None:
@@ -128,7 +130,9 @@ class Function:
         optional: inputs that may be None, besides those whose default in setup is None.
         alias: the output is the input's memory in another shape.
         inplace: numbers of inputs whose memory `out` may be.
-        random: forward takes `random`, a source of random numbers for this call.
+        random: forward takes `random`, a source of random numbers for this call; an attribute
+            `seed` of 0 or more gives it numbers of its own.
+        protects: buffers of its inputs are not cleared.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("y",)
@@ -139,6 +143,7 @@ class Function:
     alias: ClassVar[bool] = False
     inplace: ClassVar[tuple[int, ...]] = ()
     random: ClassVar[bool] = False
+    protects: ClassVar[bool] = False
 
     declaration: Declaration
 
@@ -151,7 +156,7 @@ class Function:
     @classmethod
     def of(cls, *attributes: Any) -> Any:
         """The instance with these attributes; the same object each time."""
-        return _interned(cls, *attributes)
+        return _interned(cls, *attributes)  # type: ignore[arg-type]  # classes are hashable
 
     @property
     def name(self) -> str:
@@ -178,7 +183,7 @@ class Function:
         """The outputs, then saved results, then new values of `updates`; a tuple if several."""
         raise NotImplementedError
 
-    def scratch(self, *specs: Spec) -> int:
+    def scratch(self, *specs: Any) -> int:
         """Bytes of scratch memory that forward and backward want."""
         return 0
 
@@ -188,7 +193,7 @@ class Function:
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _interned(cls: type[Function], *attributes: Any) -> Function:
+def _interned(cls: Any, *attributes: Any) -> Function:
     return cls(*attributes)
 
 
@@ -316,7 +321,7 @@ class Setup:
 class Reads:
     """The arrays that a setup's gradients read, by position, for one choice of needed inputs."""
 
-    __slots__ = ("backward", "either", "fast", "need")
+    __slots__ = ("backward", "either", "fast", "need", "rules")
 
     def __init__(self, setup: Setup, need: tuple[bool, ...]) -> None:
         declaration = setup.declaration
@@ -328,7 +333,8 @@ class Reads:
         self.fast = declaration.backward_reads is not None and any(need)
         self.need = declaration.per_input(need)
         fast_names = set(declaration.backward_reads or ()) if self.fast else set()
-        self.backward = _positions(setup, fast_names if self.fast else rule_names)
+        self.rules = _positions(setup, rule_names)
+        self.backward = _positions(setup, fast_names) if self.fast else self.rules
         # nn.grad uses the rules: a dynamic graph, which cannot know what comes, keeps for both.
         self.either = _positions(setup, fast_names | rule_names)
 
@@ -409,3 +415,11 @@ def broadcast_shapes(function: str, **shapes: Shape) -> Shape:
         f"[{function}] shapes do not broadcast: {text}; give all as many axes, each of the same "
         "length or of length 1 (F.reshape, F.broadcast)"
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PythonFunction":  # where NNabla has it
+        from .python_function import PythonFunction
+
+        return PythonFunction
+    raise AttributeError(f"module 'distnn.function' has no attribute {name!r}")

@@ -266,8 +266,7 @@ class Node:
             results = self._results(None if inplace is None else inputs[inplace])
             options = self.operands
             if setup.function.random:
-                world = current_world()
-                self._draw = Draw(world.seed, world.worker, world.next_draw())
+                self._draw = self._next_draw()
                 options = {**options, "random": self._draw}
             new = run_forward(setup, values, results, options)
             for name, update in zip(declaration.updates, new, strict=True):
@@ -280,6 +279,13 @@ class Node:
             reads = setup.reads(self.need)
             self._positions = reads.either if self.eager else reads.backward
             self._kept = tuple(arrays[i] for i in self._positions)  # type: ignore[misc]
+
+    def _next_draw(self) -> Draw:
+        seed = getattr(self.setup.function, "seed", -1)
+        if seed >= 0:
+            return Draw(seed, 0, 0 if self._draw is None else self._draw.draw + 1)
+        world = current_world()
+        return Draw(world.seed, world.worker, world.next_draw())
 
     def _execute_alias(self, source: NdArray | None) -> NdArray:
         """The output is a window onto the input's memory, unless the dtype has to change."""

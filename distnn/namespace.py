@@ -18,6 +18,7 @@ from .memory import pool
 
 if TYPE_CHECKING:
     from .function import Function
+    from .ndarray import NdArray
 
 Axes = int | Sequence[int] | None
 
@@ -45,6 +46,10 @@ class NumpyNamespace:
     def constant(self, value: float, shape: Sequence[int], like: np.ndarray) -> np.ndarray:
         """An array of `shape` filled with `value`, of the dtype of `like`."""
         return np.full(shape, value, like.dtype)
+
+    def given(self, array: NdArray, like: np.ndarray) -> np.ndarray:
+        """The values of an NdArray that was handed to the function, in the dtype of `like`."""
+        return array.read(like.dtype)
 
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
         return array_sum(x, axis, keepdims)
@@ -75,6 +80,13 @@ class VariableNamespace:
 
         return F.constant(value, shape)
 
+    def given(self, array: NdArray, like: Any) -> Any:
+        from .variable import Variable
+
+        variable = Variable(array.shape)
+        variable.data = array
+        return variable
+
     def transpose(self, x: Any, axes: Sequence[int] | None = None) -> Any:
         from . import functions as F
 
@@ -103,7 +115,7 @@ _RECORDED = {
     "maximum": "maximum2",
     "minimum": "minimum2",
 }
-RULE_NAMES = frozenset(_RECORDED) | {"call", "constant", "transpose"}
+RULE_NAMES = frozenset(_RECORDED) | {"call", "constant", "given", "transpose"}
 
 variable_namespace = VariableNamespace()
 

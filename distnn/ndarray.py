@@ -8,7 +8,7 @@ modified. An NdArray is a window onto a Storage: a shape and an offset.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -387,10 +387,11 @@ class NdArray:
         return self.copy_from(result)
 
     if TYPE_CHECKING:  # operators.py sets them
-        __add__: Callable[[Any, Any], Any]
-        __sub__: Callable[[Any, Any], Any]
-        __mul__: Callable[[Any, Any], Any]
-        __truediv__: Callable[[Any, Any], Any]
+
+        def __add__(self, other: Any) -> NdArray: ...
+        def __sub__(self, other: Any) -> NdArray: ...
+        def __mul__(self, other: Any) -> NdArray: ...
+        def __truediv__(self, other: Any) -> NdArray: ...
 
 
 def check_shape(function: str, shape: Sequence[int], size: int | None = None) -> tuple[int, ...]:

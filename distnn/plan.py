@@ -146,8 +146,9 @@ class Plan:
         for slot, group in enumerate(self._group):
             self._members.setdefault(group, []).append(slot)
         # Leaves, roots and what the user wants to keep are never freed.
+        inputs = (s for c in self.calls if c.setup.function.protects for s in c.sources)
         self._protected = frozenset(
-            self._group[s] for s in (*self.leaves, *self.roots, *self.persistent)
+            self._group[s] for s in (*self.leaves, *self.roots, *self.persistent, *inputs)
         )
         self._programs: dict[tuple, tuple] = {}
 

@@ -62,6 +62,9 @@ from .arithmetic import (
 )
 from .batch_normalization import batch_normalization
 from .convolution import convolution, deconvolution
+from .creation import assign, constant, sink
+from .dropout import dropout
+from .indexing import embed, gather, one_hot, top_n_error
 from .loss import (
     absolute_error,
     binary_cross_entropy,
@@ -89,8 +92,9 @@ from .mathematics import (
     sqrt,
     tan,
 )
+from .padding import pad
 from .pooling import average_pooling, global_average_pooling, max_pooling, sum_pooling
-from .reduction import mean, sum
+from .reduction import max, mean, min, prod, sum
 from .shaping import broadcast, concatenate, reshape, slice, split, stack, transpose
 from .softmax import log_softmax, softmax, softmax_cross_entropy
 

@@ -11,7 +11,9 @@ _TWO = ("x0", "x1")
 
 
 def _with_two(name: str, doc: str, y: str, example: str, **gradients: str) -> Callable[..., Any]:
-    return elementwise(name, doc, y=y, example=example, inputs=_TWO, inplace=True, **gradients)
+    return elementwise(
+        name, doc, y=y, example=example, inputs=_TWO, inplace=True, operands=None, **gradients
+    )
 
 
 def _with_scalar(
@@ -44,10 +46,10 @@ pow_scalar = _with_scalar(
     dx="dy * val * x ** (val - 1)",
 )  # fmt: skip
 r_sub_scalar = _with_scalar(
-    "r_sub_scalar", "Difference, a number minus x.", "val - x", "[1., 2.] -> [0., -1.]"
+    "r_sub_scalar", "Difference, a number minus x.", "val - x", "[1., 2.] -> [ 0., -1.]"
 )
 r_div_scalar = _with_scalar(
-    "r_div_scalar", "Quotient, a number divided by x.", "val / x", "[1., 2.] -> [1., 0.5]",
+    "r_div_scalar", "Quotient, a number divided by x.", "val / x", "[1., 2.] -> [1. , 0.5]",
     dx="-dy * y / x",
 )  # fmt: skip
 r_pow_scalar = _with_scalar(

@@ -1,8 +1,8 @@
 """Convolution and its transpose, in any number of dimensions.
 
-The gradient of a convolution with respect to its input is a transposed convolution (Deconvolution),
-the one with respect to its filters a correlation (FilterGradient). Each of the three is bilinear and
-has the other two for gradients, which closes derivatives of any order.
+The gradient of a convolution with respect to its input is a transposed convolution
+(Deconvolution), the one with respect to its filters a correlation (FilterGradient). Each of the
+three is bilinear and has the other two for gradients, which closes derivatives of any order.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Convolution(_Bilinear):
             )
         return Spec(self.last_shape((xs[0], ws[0], *results)), x.dtype)
 
-    def scratch(self, x: Spec, w: Spec, b: Spec | None = None) -> int:  # type: ignore[override]
+    def scratch(self, x: Spec, w: Spec, b: Spec | None = None) -> int:
         return self.scratch_for(self.first_shape(x.shape), self.first_shape(w.shape), x.dtype)
 
     def forward(

@@ -27,12 +27,12 @@ sigmoid_cross_entropy = elementwise(
     "Cross entropy of sigmoid(x) and a target in [0, 1]; the target has no gradient.",
     inputs=("x", "target"), y="maximum(x, 0) - x * target + log1p(exp(-abs(x)))",
     dx="dy * (1 / (1 + exp(-x)) - target)", dtarget="0",
-    example="[0., 2.]; [1., 0.] -> [0.6931472, 2.126928 ]",
+    example="[0., 2.]; [1., 0.] -> [0.6931, 2.1269]",
 )  # fmt: skip
 binary_cross_entropy = elementwise(
     "binary_cross_entropy",
     "Cross entropy of a probability x and a target in [0, 1]; the target has no gradient.",
     inputs=("x", "target"), y="-(target * log(x) + (1 - target) * log(1 - x))",
     dx="dy * (x - target) / (x * (1 - x))", dtarget="0",
-    example="[0.5]; [1.] -> [0.6931472]",
+    example="[0.5]; [1.] -> [0.6931]",
 )  # fmt: skip

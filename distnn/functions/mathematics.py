@@ -5,59 +5,59 @@ from __future__ import annotations
 from .elementwise import elementwise
 
 exp = elementwise(
-    "exp", "Exponential.", y="exp(x)", dx="dy * y", example="[0., 1.] -> [1.       , 2.7182817]"
+    "exp", "Exponential.", y="exp(x)", dx="dy * y", example="[0., 1.] -> [1.    , 2.7183]"
 )
 log = elementwise(
     "log",
     "Natural logarithm.",
     y="log(x)",
     dx="dy / x",
-    example="[1., 2.] -> [0.       , 0.6931472]",
+    example="[1., 2.] -> [0.    , 0.6931]",
 )
 sqrt = elementwise(
     "sqrt", "Square root.", y="sqrt(x)", dx="dy * 0.5 / y", example="[1., 4.] -> [1., 2.]"
 )
-sin = elementwise("sin", "Sine.", y="sin(x)", example="[0., 1.] -> [0.       , 0.841471]")
-cos = elementwise("cos", "Cosine.", y="cos(x)", example="[0., 1.] -> [1.        , 0.54030234]")
+sin = elementwise("sin", "Sine.", y="sin(x)", example="[0., 1.] -> [0.    , 0.8415]")
+cos = elementwise("cos", "Cosine.", y="cos(x)", example="[0., 1.] -> [1.    , 0.5403]")
 tan = elementwise(
     "tan",
     "Tangent.",
     y="tan(x)",
     dx="dy * (1 + y * y)",
-    example="[0., 1.] -> [0.       , 1.5574077]",
+    example="[0., 1.] -> [0.    , 1.5574]",
 )
 sinh = elementwise(
-    "sinh", "Hyperbolic sine.", y="sinh(x)", example="[0., 1.] -> [0.       , 1.1752012]"
+    "sinh", "Hyperbolic sine.", y="sinh(x)", example="[0., 1.] -> [0.    , 1.1752]"
 )
 cosh = elementwise(
-    "cosh", "Hyperbolic cosine.", y="cosh(x)", example="[0., 1.] -> [1.       , 1.5430807]"
+    "cosh", "Hyperbolic cosine.", y="cosh(x)", example="[0., 1.] -> [1.    , 1.5431]"
 )
 asin = elementwise(
-    "asin", "Inverse sine.", y="arcsin(x)", example="[0., 1.] -> [0.       , 1.5707964]"
+    "asin", "Inverse sine.", y="arcsin(x)", example="[0., 1.] -> [0.    , 1.5708]"
 )
 acos = elementwise(
-    "acos", "Inverse cosine.", y="arccos(x)", example="[0., 1.] -> [1.5707964, 0.       ]"
+    "acos", "Inverse cosine.", y="arccos(x)", example="[0., 1.] -> [1.5708, 0.    ]"
 )
 atan = elementwise(
-    "atan", "Inverse tangent.", y="arctan(x)", example="[0., 1.] -> [0.       , 0.7853982]"
+    "atan", "Inverse tangent.", y="arctan(x)", example="[0., 1.] -> [0.    , 0.7854]"
 )
 asinh = elementwise(
     "asinh",
     "Inverse hyperbolic sine.",
     y="arcsinh(x)",
-    example="[0., 1.] -> [0.       , 0.8813736]",
+    example="[0., 1.] -> [0.    , 0.8814]",
 )
 acosh = elementwise(
     "acosh",
     "Inverse hyperbolic cosine.",
     y="arccosh(x)",
-    example="[1., 2.] -> [0.       , 1.316958]",
+    example="[1., 2.] -> [0.   , 1.317]",
 )
 atanh = elementwise(
     "atanh",
     "Inverse hyperbolic tangent.",
     y="arctanh(x)",
-    example="[0., .5] -> [0.       , 0.5493061]",
+    example="[0., .5] -> [0.    , 0.5493]",
 )
 abs = elementwise(
     "abs", "Absolute value; the gradient at 0 is that of positive x.", y="abs(x)",

@@ -1,4 +1,4 @@
-"""Reductions over axes: sum, mean, max, min, prod."""
+"""Reductions over axes: sum, mean, product, and largest and smallest elements."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..calling import function_api
 from ..errors import ShapeError
 from ..function import Function, Spec
+from .arithmetic import mul2
+from .creation import constant
 from .shapes import axes_of
+from .shaping import concatenate, reshape, slice, transpose
 
 Axis = int | Sequence[int] | None
 
@@ -87,3 +92,162 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     (2, 1)
     """
     return Mean.of(axes_of("mean", axis, len(x.shape)), bool(keepdims))(x)
+
+
+@function_api
+def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """Product over one axis, several, or (None) all.
+
+    Elements are multiplied in pairs, pairs of pairs and so on, by functions whose gradients are
+    exact where elements are 0.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.prod(nn.Variable((2, 3)), axis=1).shape
+    (2,)
+    """
+    axes = axes_of("prod", axis, len(x.shape))
+    kept = [i for i in range(len(x.shape)) if i not in axes]
+    shape = [n if i in kept else 1 for i, n in enumerate(x.shape) if keepdims or i in kept]
+    rest = math.prod(x.shape[i] for i in kept)
+    y = reshape(transpose(x, (*axes, *kept)), (math.prod(x.shape[i] for i in axes), rest))
+    if y.shape[0] == 0:
+        return constant(1, shape)
+    while y.shape[0] > 1:
+        half = y.shape[0] // 2
+        pairs = mul2(slice(y, (0, 0), (half, rest)), slice(y, (half, 0), (2 * half, rest)))
+        if y.shape[0] % 2:
+            pairs = concatenate(pairs, slice(y, (2 * half, 0), (2 * half + 1, rest)), axis=0)
+        y = pairs
+    return reshape(y, shape)
+
+
+@dataclass(frozen=True)
+class Extreme(_Reduction):
+    """y = largest (or smallest) element over axes, the first of equal ones, and its flat index."""
+
+    largest: bool
+
+    outputs = ("y", "index")
+
+    def setup(self, x: Spec) -> tuple[Spec, Spec]:
+        if math.prod(x.shape[i] for i in self.axes) == 0:
+            name = "max" if self.largest else "min"
+            raise ShapeError(f"[{name}] x has shape {x.shape}: an empty axis has no {name}")
+        y = self.result(x)
+        return y, Spec(y.shape, np.dtype(np.int64))
+
+    def forward(self, xp: Any, x: Any) -> Any:
+        rows = _rows(xp, x, self.axes)
+        index = rows.argmax(-1) if self.largest else rows.argmin(-1)
+        y = xp.take_along_axis(rows, index[:, None], 1)
+        shape = self.shape(x.shape, self.keepdims)
+        return y.reshape(shape), index.reshape(shape)
+
+    def grad_x(self, xp: Any, dy: Any, index: Any, x_shape: Any) -> Any:
+        return xp.call(PutAlong.of(self.axes, x_shape), dy, index)
+
+
+@dataclass(frozen=True)
+class PutAlong(Function):
+    """y = zeros of `shape` with each x at its index along axes."""
+
+    axes: tuple[int, ...]
+    x_shape: tuple[int, ...]
+
+    indices = ("index",)
+
+    def setup(self, x: Spec, index: Spec) -> Spec:
+        return Spec(self.x_shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, index: Any) -> Any:
+        order, rows = _row_order(self.x_shape, self.axes)
+        flat = xp.zeros(rows, x.dtype)
+        xp.put_along_axis(flat, index.reshape(-1, 1), x.reshape(-1, 1), 1)
+        moved = flat.reshape([self.x_shape[i] for i in order])
+        return moved.transpose([int(i) for i in np.argsort(order)])
+
+    def grad_x(self, xp: Any, dy: Any, index: Any) -> Any:
+        return xp.call(PickAlong.of(self.axes), dy, index)
+
+
+@dataclass(frozen=True)
+class PickAlong(Function):
+    """y = the element of x at each index along axes: the adjoint of PutAlong."""
+
+    axes: tuple[int, ...]
+
+    indices = ("index",)
+
+    def setup(self, x: Spec, index: Spec) -> Spec:
+        return Spec(index.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, index: Any) -> Any:
+        rows = _rows(xp, x, self.axes)
+        return xp.take_along_axis(rows, index.reshape(-1, 1), 1).reshape(index.shape)
+
+    def grad_x(self, xp: Any, dy: Any, index: Any, x_shape: Any) -> Any:
+        return xp.call(PutAlong.of(self.axes, x_shape), dy, index)
+
+
+def _row_order(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[list[int], tuple[int, int]]:
+    """The order of axes that brings `axes` last, and the shape of the rows that makes."""
+    kept = [i for i in range(len(shape)) if i not in axes]
+    rows = math.prod(shape[i] for i in kept), math.prod(shape[i] for i in axes)
+    return [*kept, *axes], rows
+
+
+def _rows(xp: Any, x: Any, axes: tuple[int, ...]) -> Any:
+    order, rows = _row_order(x.shape, axes)
+    return x.transpose(order).reshape(rows)
+
+
+@function_api
+def max(
+    x: Any,
+    axis: Axis = None,
+    keepdims: bool = False,
+    with_index: bool = False,
+    only_index: bool = False,
+) -> Any:
+    """Largest element over one axis, several, or (None) all; the first of equal ones.
+
+    Args:
+        with_index: return (values, indices); an index counts along the axes, flattened.
+        only_index: return the indices.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.max(nn.Variable((2, 3)), axis=1).shape
+    (2,)
+    """
+    return _extreme("max", True, x, axis, keepdims, with_index, only_index)
+
+
+@function_api
+def min(
+    x: Any,
+    axis: Axis = None,
+    keepdims: bool = False,
+    with_index: bool = False,
+    only_index: bool = False,
+) -> Any:
+    """Smallest element over one axis, several, or (None) all; the first of equal ones.
+
+    Args:
+        with_index: return (values, indices); an index counts along the axes, flattened.
+        only_index: return the indices.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.min(nn.Variable((2, 3)), axis=1).shape
+    (2,)
+    """
+    return _extreme("min", False, x, axis, keepdims, with_index, only_index)
+
+
+def _extreme(
+    name: str, largest: bool, x: Any, axis: Axis, keepdims: bool, both: bool, index: bool
+) -> Any:
+    axes = axes_of(name, axis, len(x.shape))
+    results = Extreme.of(axes, bool(keepdims), largest)(x)
+    if index:
+        return results[1]
+    return results if both else results[0]

@@ -1,0 +1,108 @@
+"""Constants, and functions that exist for their effect: assign and sink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..calling import function_api
+from ..errors import ShapeError
+from ..function import Function, Spec
+from ..ndarray import NdArray, check_shape
+
+
+@dataclass(frozen=True)
+class Constant(Function):
+    """y = val everywhere."""
+
+    shape: tuple[int, ...]
+
+    def setup(self, *, dtype: Any) -> Spec:
+        return Spec(self.shape, dtype)
+
+    def forward(self, xp: Any, *, val: float, out: Any) -> Any:
+        out.fill(val)
+        return out
+
+
+@function_api
+def constant(val: float = 0, shape: Sequence[int] = ()) -> Any:
+    """An array filled with a number; no gradient.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> y = F.constant(2, (3,))
+    >>> y.forward(); y.d
+    array([2., 2., 2.], dtype=float32)
+    """
+    return Constant.of(check_shape("constant", shape))(val=float(val))
+
+
+@dataclass(frozen=True)
+class Assign(Function):
+    """dst = src as an effect of forward; y = src."""
+
+    updates = ("dst",)
+
+    def setup(self, dst: Spec, src: Spec) -> Spec:
+        if dst.shape != src.shape:
+            raise ShapeError(f"[assign] src has shape {src.shape} but dst {dst.shape}")
+        return Spec(dst.shape, dst.dtype)
+
+    def forward(self, xp: Any, dst: Any, src: Any) -> Any:
+        return src, src
+
+    def grad_src(self, xp: Any, dy: Any) -> Any:
+        return dy
+
+
+@function_api
+def assign(dst: Any, src: Any) -> Any:
+    """Copy src into dst, a leaf, whenever the result is computed; returns src's values.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> x = nn.Variable((2,))
+    >>> F.assign(x, F.constant(3, (2,))).forward()
+    >>> x.d
+    array([3., 3.], dtype=float32)
+    """
+    return Assign.of()(dst, src)
+
+
+class Sink(Function):
+    """A scalar that depends on all inputs, to compute several results in one forward."""
+
+    protects = True
+
+    def __init__(self, gradients: tuple[NdArray, ...] | None) -> None:
+        self.gradients = gradients  # of the inputs; None: ones
+
+    def setup(self, *x: Spec) -> Spec:
+        return Spec((), x[0].dtype)
+
+    def forward(self, xp: Any, *x: Any) -> Any:
+        return x[0].dtype.type(0)
+
+    def grad_x(self, xp: Any, index: int, dy: Any, x_shape: Any) -> Any:
+        if self.gradients is None:
+            return xp.constant(1, x_shape[index], dy)
+        return xp.given(self.gradients[index], dy)
+
+
+@function_api
+def sink(*x: Any, one_input_grad: bool = True) -> Any:
+    """A scalar 0 that depends on all inputs: its forward computes, its backward reaches, them all.
+
+    Buffers of the inputs are not cleared.
+
+    Args:
+        one_input_grad: backward starts with ones at every input; False starts with the present `g`
+            of each.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> x = nn.Variable((2,), need_grad=True)
+    >>> F.sink(x * 2, x * 3).shape
+    ()
+    """
+    gradients = None if one_input_grad else tuple(v.grad for v in x)
+    return (Sink.of(None) if gradients is None else Sink(gradients))(*x)
