@@ -200,15 +200,20 @@ class ArrayFile:
             says = f"{self.name} ends in {ending!r}"
         elif hasattr(path, "read") or hasattr(path, "write"):
             self._file = path
-            ending = str(extension)
+            ending = str(extension).lower()
             self.name = "the open file"
             says = f"extension of the open file is {extension!r}"
+            if isinstance(path, io.TextIOBase):
+                raise self.error("the open file is a text file; open it in binary mode")
         else:
             raise self.error(f"path is {type(path).__name__}; pass a str, a Path or an open file")
         if ending not in _FORMATS:
-            hint = ", a format of NNabla that distnn does not know yet: in NNabla, load it and save"
-            hint = f"{hint} it as .h5" if ending in _NNABLA_FORMATS else ""
-            raise self.error(f"{says}{hint}; known formats are {' and '.join(_FORMATS)}")
+            if ending in _NNABLA_FORMATS:
+                says += (
+                    ", a format of NNabla that distnn cannot read or write yet: to convert a file, "
+                    "load it in NNabla and save it there as .h5"
+                )
+            raise self.error(f"{says}; known formats are {' and '.join(_FORMATS)}")
         self._format = _FORMATS[ending]
         self._ending = ending
 
@@ -249,10 +254,7 @@ class ArrayFile:
         if rewind:
             self._file.seek(0)
             self._file.truncate()
-        try:
-            self._file.write(content)
-        except TypeError as reason:
-            raise self.error("the open file takes text; open it in binary mode") from reason
+        self._file.write(content)
         if rewind:
             self._file.seek(0)
 
@@ -265,7 +267,7 @@ class ArrayFile:
             raise self._missing_extra() from reason
         except Exception as reason:  # what parsers raise on broken bytes is in nobody's contract
             raise self.error(
-                f"{self.name} is not a complete {self._ending} file ({reason}); is it cut off, or "
+                f"{self.name} cannot be read as a {self._ending} file: {reason}; is it cut off, or "
                 "of another format?"
             ) from reason
         for name, values in arrays.items():
@@ -279,10 +281,7 @@ class ArrayFile:
 
     def _content(self) -> bytes:
         if self._path is None:
-            content = self._file.read()
-            if not isinstance(content, bytes):
-                raise self.error("the open file gives text; open it in binary mode")
-            return content
+            return self._file.read()
         if not os.path.isfile(self._path):
             what = "a directory" if os.path.isdir(self._path) else "missing"
             raise self.error(f"{self.name} is {what}; pass the path of a file that exists")
@@ -338,8 +337,12 @@ def _parse_h5(content: bytes) -> tuple[Arrays, Attributes]:
         if isinstance(item, h5py.Dataset):
             values = np.asarray(item[()])
             arrays[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
-        numbers = [(key, item.attrs.get(key)) for key in ("index", "need_grad")]
-        attributes[name] = {key: n.item() for key, n in numbers if isinstance(n, np.generic)}
+        numbers = {key: item.attrs.get(key) for key in ("index", "need_grad")}
+        attributes[name] = {
+            key: number.item()
+            for key, number in numbers.items()
+            if isinstance(number, np.integer | np.bool_)
+        }
 
     with h5py.File(io.BytesIO(content), "r") as file:
         file.visititems(visit)
@@ -364,7 +367,11 @@ def _parse_safetensors(content: bytes) -> tuple[Arrays, Attributes]:
     tensors = dict(deserialize(content))  # checks the file, and comes in any order
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    attributes: Attributes = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
+    metadata = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
+    attributes: Attributes = {
+        name: {key: number for key, number in items.items() if isinstance(number, int)}
+        for name, items in metadata.items()
+    }
     arrays = {}
     for name, _ in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         tensor = tensors[name]

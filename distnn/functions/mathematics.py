@@ -51,7 +51,7 @@ acosh = elementwise(
     "acosh",
     "Inverse hyperbolic cosine.",
     y="arccosh(x)",
-    example="[1., 2.] -> [0.   , 1.317]",
+    example="[1., 3.] -> [0.    , 1.7627]",
 )
 atanh = elementwise(
     "atanh",
