@@ -33,6 +33,7 @@ class World:
         self.slabs: dict[Any, Any] = {}
         self.context = Context()
         self.communicator: Any = None
+        self.transport: Any = None  # of a rank that is a thread
         self.parameter_generator = np.random.RandomState(DEFAULT_SEED)
         self.seed = DEFAULT_SEED
         self.draws = 0

@@ -29,6 +29,9 @@ Hooks = tuple[Hook | None, Hook | None]
 class ReadyCallback(Protocol):
     """What backward tells of gradients that are complete (a communicator's callback)."""
 
+    def begin(self, coming: Sequence[Storage]) -> None:
+        """A backward begins that will complete these storages."""
+
     def ready(self, storage: Storage) -> None:
         """This storage has got its last gradient of the running backward."""
 
@@ -167,6 +170,10 @@ class Execution:
         pre, post = function_hooks(hooks)
         kept = None if not clear_buffer else plan.persistent | plan.wanted
         reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
+        if callbacks:
+            coming = [self.leaves[s].grad._storage for step in steps for s in step.ready]
+            for callback in callbacks:
+                callback.begin(coming)
         with np.errstate(all="ignore"):
             for step in steps:
                 node = self.nodes[step.node]

@@ -75,7 +75,7 @@ def save_parameters(
             arrays[name] = parameter.data.get_data("r")
         except ClearedError as reason:
             raise file.error(f"{name!r} has no values to save: {reason}") from reason
-        attributes[name] = {"need_grad": bool(parameter.need_grad), "index": index}
+        attributes[name] = {"need_grad": True, "index": index}
     file.write(arrays, attributes)
 
 
@@ -156,13 +156,12 @@ def _dtype_to_load(parameter: Variable | None, dtype: np.dtype) -> np.dtype:
     present = None if parameter is None else parameter.data.dtype
     if dtype.kind != "f" and (present is None or present.kind != "f"):
         return dtype
-    if parameter is not None:
+    home = None if parameter is None else parameter.data._storage.home
+    if home is not None:
         # Back into the slab, as solvers do: `p.d = float64 values` had moved the parameter away.
-        home = parameter.data._storage.home
-        if home is not None:
-            return home.array.dtype
-        if parameter.data.dtype.kind == "f":
-            return parameter.data.dtype
+        return home.array.dtype
+    if present is not None and present.kind == "f":
+        return present
     return current_backend().parameter_dtype
 
 
@@ -183,11 +182,7 @@ class ArrayFile:
     """
 
     def __init__(
-        self,
-        function: str,
-        error_class: type[DistnnError],
-        path: Any,
-        extension: str | None = None,
+        self, function: str, error_class: type[DistnnError], path: Any, extension: str | None = None
     ) -> None:
         self._function = function
         self._error_class = error_class
@@ -208,11 +203,9 @@ class ArrayFile:
         else:
             raise self.error(f"path is {type(path).__name__}; pass a str, a Path or an open file")
         if ending not in _FORMATS:
-            if ending in _NNABLA_FORMATS:
-                says += (
-                    ", a format of NNabla that distnn cannot read or write yet: to convert a file, "
-                    "load it in NNabla and save it there as .h5"
-                )
+            if ending in (".protobuf", ".nnp", ".nntxt", ".prototxt"):
+                says += ", a format of NNabla that distnn cannot read or write yet: to convert a "
+                says += "file, load it in NNabla and save it there as .h5"
             raise self.error(f"{says}; known formats are {' and '.join(_FORMATS)}")
         self._format = _FORMATS[ending]
         self._ending = ending
@@ -337,16 +330,15 @@ def _parse_h5(content: bytes) -> tuple[Arrays, Attributes]:
         if isinstance(item, h5py.Dataset):
             values = np.asarray(item[()])
             arrays[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
-        numbers = {key: item.attrs.get(key) for key in ("index", "need_grad")}
-        attributes[name] = {
-            key: number.item()
-            for key, number in numbers.items()
-            if isinstance(number, np.integer | np.bool_)
-        }
+        found = attributes[name] = {}
+        for key in ("index", "need_grad"):
+            number = item.attrs.get(key)
+            if isinstance(number, np.integer | np.bool_):
+                found[key] = number.item()
 
     with h5py.File(io.BytesIO(content), "r") as file:
         file.visititems(visit)
-    return arrays, attributes
+    return dict(sorted(arrays.items())), attributes
 
 
 # The format has a dictionary of texts for what its users want to add; this is our key in it.
@@ -400,4 +392,3 @@ _FORMATS = {
     ".h5": _Format("h5py", _dump_h5, _parse_h5),
     ".safetensors": _Format("safetensors", _dump_safetensors, _parse_safetensors),
 }
-_NNABLA_FORMATS = (".protobuf", ".nnp", ".nntxt", ".prototxt")

@@ -40,13 +40,14 @@ class Block:
 class Slot:
     """The place of one parameter, or of its gradient, in a block; and the parameter's name."""
 
-    __slots__ = ("array", "block", "name", "start", "stop")
+    __slots__ = ("array", "block", "memory", "name", "start", "stop")
 
     def __init__(
         self, name: str, block: Block, memory: np.ndarray, start: int, shape: tuple[int, ...]
     ) -> None:
         self.name = name
         self.block = block
+        self.memory = memory  # the block's data or its grad
         self.start = start
         self.stop = start + math.prod(shape)
         self.array = memory[start : self.stop].reshape(shape)

@@ -108,7 +108,7 @@ class _Adapter(Function, by_signature=False):
             name=wrapped.name,
             inputs=names,
             outputs=outputs,
-            rules={name: rule for name in names},
+            rules=dict.fromkeys(names, rule),
             forward_names=(),
             backward_names=[*("d" + y for y in outputs), *reads],
         )

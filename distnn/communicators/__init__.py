@@ -1,0 +1,10 @@
+"""Communicators `C.*`: ranks that train one network, over MPI processes or threads."""
+
+from .buckets import AllReduceCallback
+from .communicator import DataParallelCommunicator, MultiProcessDataParallelCommunicator
+from .threads import InjectedFailure, run_threads
+
+# NNabla's other names; most of its examples use the misspelt one.
+MultiProcessCommunicator = MultiProcessDataParallelCommunicator
+MultiProcessDataParalellCommunicator = MultiProcessDataParallelCommunicator
+Comm = Dist = MultiProcessDataParallelCommunicator

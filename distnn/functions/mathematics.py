@@ -26,18 +26,12 @@ tan = elementwise(
     dx="dy * (1 + y * y)",
     example="[0., 1.] -> [0.    , 1.5574]",
 )
-sinh = elementwise(
-    "sinh", "Hyperbolic sine.", y="sinh(x)", example="[0., 1.] -> [0.    , 1.1752]"
-)
+sinh = elementwise("sinh", "Hyperbolic sine.", y="sinh(x)", example="[0., 1.] -> [0.    , 1.1752]")
 cosh = elementwise(
     "cosh", "Hyperbolic cosine.", y="cosh(x)", example="[0., 1.] -> [1.    , 1.5431]"
 )
-asin = elementwise(
-    "asin", "Inverse sine.", y="arcsin(x)", example="[0., 1.] -> [0.    , 1.5708]"
-)
-acos = elementwise(
-    "acos", "Inverse cosine.", y="arccos(x)", example="[0., 1.] -> [1.5708, 0.    ]"
-)
+asin = elementwise("asin", "Inverse sine.", y="arcsin(x)", example="[0., 1.] -> [0.    , 1.5708]")
+acos = elementwise("acos", "Inverse cosine.", y="arccos(x)", example="[0., 1.] -> [1.5708, 0.    ]")
 atan = elementwise(
     "atan", "Inverse tangent.", y="arctan(x)", example="[0., 1.] -> [0.    , 0.7854]"
 )

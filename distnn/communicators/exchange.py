@@ -1,0 +1,117 @@
+"""Lists of arrays as ranks exchange them: their names, which have values, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..ndarray import NdArray
+from ..parameter_slab import attached
+from .transport import Transport
+
+# Arrays below this are packed together: a message costs a few microseconds whatever its size.
+_PACKED_BYTES = 64 * 1024
+
+
+class Arrays:
+    """Arrays in the order in which all ranks have them."""
+
+    def __init__(self, items: Sequence[NdArray]) -> None:
+        self.items = list(items)
+        self.entries = [_describe(item) for item in self.items]
+
+    def present(self) -> list[bool]:
+        """For each array whether it has values here."""
+        return [not item._storage.zeroing for item in self.items]
+
+    def memory(self) -> list[np.ndarray]:
+        """The arrays' memory, with pending values written."""
+        return [item._view(item._storage.materialize()) for item in self.items]
+
+    def mark_written(self) -> None:
+        """Note that all arrays have new values."""
+        for item in self.items:
+            item._storage.written()
+
+
+def present_anywhere(transport: Transport, incomplete: bool, present: Sequence[bool]) -> list[bool]:
+    """For each array whether some rank has values for it; all ranks call it.
+
+    Args:
+        incomplete: whether any rank lacks some, as the header said.
+        present: whether this one has them.
+    """
+    if not incomplete:
+        return [True] * len(present)
+    flags = np.array(present, np.uint8)
+    transport.all_reduce(flags, "max")
+    return flags.astype(bool).tolist()
+
+
+def _describe(item: NdArray) -> str:
+    """Name, shape and dtype, as errors say it."""
+    home = item._storage.home
+    name = f"{home.name} " if home is not None else ""
+    return f"{name}{item.shape} {item.dtype}"
+
+
+def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
+    """The memory of arrays as few contiguous ranges: neighbours in a slab are one."""
+    found: list[np.ndarray] = []
+    last = None
+    for item in items:
+        values = item._view(item._storage.materialize())
+        slot = attached(item)
+        if slot is None:
+            found.append(values.reshape(-1))
+        elif (
+            last is not None
+            and slot.memory is last.memory
+            and slot.start == slot.block.aligned(last.stop)
+        ):
+            found[-1] = slot.memory[last.stop - found[-1].size : slot.stop]
+        else:
+            found.append(slot.memory[slot.start : slot.stop])
+        last = slot
+    return found
+
+
+def reduce_arrays(
+    arrays: Arrays, written: Sequence[bool], transport: Transport, scale: float
+) -> None:
+    """Sum the written arrays over ranks, in place, times `scale`."""
+    items = [item for item, w in zip(arrays.items, written, strict=True) if w]
+    reduce_ranges(ranges(items), transport, scale)
+    for item in items:
+        item._storage.written()
+
+
+def reduce_ranges(memory: Sequence[np.ndarray], transport: Transport, scale: float) -> None:
+    """Sum flat arrays over ranks, in place, times `scale`; small ones travel together."""
+    small: dict[np.dtype, list[np.ndarray]] = {}
+    for part in memory:
+        if part.dtype == np.float16:
+            # MPI has no fast sum of it, and it would overflow.
+            small.setdefault(np.dtype(np.float32), []).append(part)
+        elif part.nbytes < _PACKED_BYTES:
+            small.setdefault(part.dtype, []).append(part)
+        else:
+            transport.all_reduce(part, "sum")
+            _scaled(part, scale)
+    for dtype, parts in small.items():
+        packed = parts[0] if len(parts) == 1 and parts[0].dtype == dtype else None
+        if packed is None:
+            packed = np.concatenate([part.astype(dtype, copy=False) for part in parts])
+        transport.all_reduce(packed, "sum")
+        _scaled(packed, scale)
+        if packed is not parts[0]:
+            at = 0
+            for part in parts:
+                part[...] = packed[at : at + part.size]
+                at += part.size
+
+
+def _scaled(part: np.ndarray, scale: float) -> None:
+    if scale != 1:
+        np.multiply(part, scale, out=part)

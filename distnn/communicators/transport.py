@@ -1,0 +1,88 @@
+"""Transport: what a communicator needs to move host memory between ranks. And the trivial one.
+
+All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays.
+All ranks call the same methods in the same order; header.py makes sure of that beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Transport(Protocol):
+    """Ranks 0 to size - 1, and how they exchange memory."""
+
+    rank: int
+    size: int
+    local_rank: int  # among the ranks of this machine
+
+    def all_reduce(self, array: np.ndarray, operation: str) -> None:
+        """array = sum (or "max") over ranks, in place."""
+
+    def reduce(self, array: np.ndarray, root: int) -> None:
+        """On rank `root`: array = sum over ranks, in place."""
+
+    def broadcast(self, array: np.ndarray, root: int) -> None:
+        """array = that of rank `root`."""
+
+    def all_gather(self, array: np.ndarray, out: np.ndarray) -> None:
+        """out[r] = array of rank r; out (size, *array.shape)."""
+
+    def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
+        """out = sum over ranks of parts[rank]; parts (size, *out.shape)."""
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """The data of every rank."""
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    def subset(self, ranks: Sequence[int]) -> Transport | None:
+        """A transport among these ranks, in their order; None on others. All ranks call it."""
+
+    def late(self) -> list[int]:
+        """Ranks that have not come to the collective in which this one waits, where known."""
+
+    def abort(self, status: int) -> None:
+        """End all ranks at once."""
+
+
+class SingleTransport:
+    """One rank: sums are what they are."""
+
+    rank = 0
+    size = 1
+    local_rank = 0
+
+    def all_reduce(self, array: np.ndarray, operation: str) -> None:
+        pass
+
+    def reduce(self, array: np.ndarray, root: int) -> None:
+        pass
+
+    def broadcast(self, array: np.ndarray, root: int) -> None:
+        pass
+
+    def all_gather(self, array: np.ndarray, out: np.ndarray) -> None:
+        out[0] = array
+
+    def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
+        out[...] = parts[0]
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def barrier(self) -> None:
+        pass
+
+    def subset(self, ranks: Sequence[int]) -> Transport | None:
+        return SingleTransport()
+
+    def late(self) -> list[int]:
+        return []
+
+    def abort(self, status: int) -> None:
+        raise SystemExit(status)
