@@ -37,6 +37,7 @@ from .parameter import (
     get_parameters,
     parameter_scope,
 )
+from .parameter_file import load_parameters, save_parameters
 from .random import seed
 from .threads import get_num_threads, set_num_threads
 from .variable import Variable

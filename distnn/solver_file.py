@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .array_file import ArrayFile, Arrays, Attributes
 from .errors import SolverError
-from .parameter_file import ArrayFile, Arrays, Attributes
 from .solvers.solver import SolverState
 from .variable import Variable
 
@@ -72,6 +72,13 @@ def load_states(
     Raises: SolverError where the file is missing or broken, where a parameter is not in it, and
         where its states are those of another solver. MissingExtraError where h5py or safetensors
         is not installed.
+
+    >>> import os, tempfile, distnn as nn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "momentum.safetensors")
+    ...     save_states({"w": SolverState({"m": nn.Variable((2,))}, t=7)}, path)
+    ...     load_states(path, ["w"], ["m"])
+    {'w': <SolverState ['m'] t=7>}
     """
     file = ArrayFile("load_states", SolverError, path)
     if not parameters:

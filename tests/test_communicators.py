@@ -282,7 +282,9 @@ def test_lists_of_different_lengths_raise_on_all_ranks_and_name_the_array(transp
         comm = connected()
         comm.all_reduce([nn.NdArray((2,)) for _ in range(3 if comm.rank else 2)])
 
-    raised_on_all_ranks(transport, work, r"disagree in array 2: nothing on rank 0; \(2,\) float32 on")
+    raised_on_all_ranks(
+        transport, work, r"disagree in array 2: nothing on rank 0; \(2,\) float32 on"
+    )
 
 
 @several

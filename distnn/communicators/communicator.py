@@ -357,8 +357,8 @@ class MultiProcessDataParallelCommunicator:
                 )
             if division and item.dtype.kind != "f":
                 raise DtypeError(
-                    f"[{operation}] array {i} has dtype {item.dtype}, which cannot be divided; pass "
-                    "division=False or cast it to float"
+                    f"[{operation}] array {i} has dtype {item.dtype}, which cannot be divided; "
+                    "pass division=False or cast it to float"
                 )
         return Arrays(items)
 

@@ -2,8 +2,8 @@
 
 Each rank sends its sequence number, the operation and a hash of its schedule (names, shapes and
 dtypes of the arrays) in one message of fixed size. Where ranks disagree all of them see it,
-exchange their schedules in full and raise an error that names the first difference. Without this MPI would
-add up arrays that do not belong together, or hang.
+exchange their schedules in full and raise an error that names the first difference. Without this
+MPI would add up arrays that do not belong together, or hang.
 """
 
 from __future__ import annotations

@@ -47,9 +47,11 @@ class Supervisor:
         self._tail = b""
         self._log: IO[bytes] | None = None
         self._shared: shm.SharedFolder | None = None
+        self._launcher: socket.socket
         self._selector = selectors.DefaultSelector()
         self._signals: list[tuple[float, int]] = []  # (when, signal) still to be sent
         self._stopping = False
+        self._ended = False
 
     def run(self) -> int:
         """Returns the exit status of the program, 128 + n when signal n ended it."""
@@ -78,7 +80,7 @@ class Supervisor:
                 else:
                     self._pass_on(key.fd)
             self._send_signals()
-            if status is None and self._worker is not None and self._worker.poll() is not None:
+            if not self._ended and self._worker is not None and self._worker.poll() is not None:
                 status = self._report_end()
 
     def _connect(self, place: Place) -> None:
@@ -106,10 +108,12 @@ class Supervisor:
         if self._options.log_dir is not None:
             os.makedirs(self._options.log_dir, exist_ok=True)
             name = f"rank-{place.rank:0{len(str(place.size - 1))}}.log"
-            self._log = open(os.path.join(self._options.log_dir, name), "wb", buffering=0)
+            path = os.path.join(self._options.log_dir, name)
+            self._log = open(path, "wb", buffering=0)  # noqa: SIM115  # closed by the system
         with contextlib.suppress(OSError):
             self._shared = shm.SharedFolder(self._job)
-        environment = prepare(place, self._options, self._shared and self._shared.path)
+        shared = self._shared.path if self._shared is not None else None
+        environment = prepare(place, self._options, shared)
         record, record_end = os.pipe()
         os.set_inheritable(record_end, True)
         self._worker = subprocess.Popen(
@@ -170,8 +174,8 @@ class Supervisor:
 
     def _kill(self, number: int) -> None:
         """Send a signal to the program and what it has started; to it alone if it may catch it."""
-        if self._worker is None:
-            return
+        if self._worker is None or self._ended:
+            return  # much later its number may be that of another process
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if number == signal.SIGQUIT:
                 if self._worker.poll() is None:
@@ -180,8 +184,8 @@ class Supervisor:
                 os.killpg(self._worker.pid, number)
 
     def _sweep(self) -> None:
-        """End what is left of the program, and of what it started, when it was not to end so."""
-        if self._worker is not None and (self._stopping or self._worker.poll() != 0):
+        """Leave nothing behind: nobody is there any more to hear how the program ends."""
+        if self._worker is not None:
             self._kill(signal.SIGKILL)
             self._worker.wait()
         if self._shared is not None:
@@ -224,8 +228,9 @@ class Supervisor:
         tail = self._tail.decode(errors="replace")
         end = {"time": now, "status": status, "signal": max(0, -code), "tail": tail}
         self._send(protocol.ENDED, end)
-        if self._stopping:
-            self._kill(signal.SIGKILL)
+        if code != 0 or self._stopping:
+            self._kill(signal.SIGKILL)  # what the program has started and not ended
+        self._ended = True
         return status
 
     def _send(self, kind: bytes, payload: bytes | dict) -> None:

@@ -89,12 +89,13 @@ def _fail(record: int, error: BaseException, status: int) -> None:
     frames = error.__traceback__
     while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
+    error.__traceback__ = frames
     account: dict[str, object] = {"time": time.time(), "status": status}
     account["exception"] = type(error).__name__
     if isinstance(error, SystemExit):
         account["exception"] = f"SystemExit({error.code!r})"
     else:
-        account["traceback"] = "".join(traceback.format_exception(type(error), error, frames))
+        account["traceback"] = "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
             sys.excepthook(type(error), error, frames)  # the user's own where there is one
     if frames is not None:
@@ -104,8 +105,8 @@ def _fail(record: int, error: BaseException, status: int) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     if record >= 0:
-        with contextlib.suppress(OSError):
-            os.write(record, json.dumps(account).encode() + b"\n")
+        with contextlib.suppress(OSError), open(record, "wb") as file:
+            file.write(json.dumps(account).encode() + b"\n")
     else:
         _abort(status)
     # Not the ordinary way out: MPI_Finalize, called at exit, waits for ranks that wait for us.

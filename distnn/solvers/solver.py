@@ -329,7 +329,7 @@ class Solver:
         return self._runs[1]
 
     def _prepared(self, parameter: _Parameter) -> np.ndarray:
-        """The parameter's memory, back in its slot if a dtype change had moved it away."""
+        """The parameter's memory, in its slot again if a dtype change had moved it away."""
         data = parameter.variable.data
         storage = data._storage
         home = storage.home
@@ -337,11 +337,13 @@ class Solver:
         if home is not None and array is not home.array and data._whole():
             home.array[...] = array
             storage.place(home.array)
-            self._place_states(parameter, parameter.states)
-            return home.array
-        if array.dtype.kind != "f":
+            array = home.array
+        elif array.dtype.kind != "f":
             data.cast(np.float32)
-            return _memory(data)
+            array = _memory(data)
+        slot = attached(data)
+        if parameter.block is not (None if slot is None else slot.block):
+            self._place_states(parameter, parameter.states)
         return array
 
     # -- states -------------------------------------------------------------------------------
