@@ -210,8 +210,9 @@ class Execution:
         if gradient is None:
             return None
         dtype = node.setup.results[index].dtype
-        array = gradient.array
-        return array if array.dtype == dtype else array.astype(dtype)
+        if gradient.array.dtype != dtype:  # it comes from a function of another context
+            gradient.array, gradient.own = gradient.array.astype(dtype), True
+        return gradient.array
 
     def _keep_gradients(
         self,

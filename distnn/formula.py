@@ -39,6 +39,8 @@ _FUNCTIONS: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "sinh": ("sinh", ("cosh(a)",)),
     "cosh": ("cosh", ("sinh(a)",)),
     "tanh": ("tanh", ("1 - tanh(a) * tanh(a)",)),
+    # Not spelled out as 1 / (1 + exp(-a)), whose derivatives are 0 * inf far from 0.
+    "sigmoid": ("sigmoid", ("sigmoid(a) * sigmoid(-a)",)),
     "arcsin": ("arcsin", ("1 / sqrt(1 - a * a)",)),
     "arccos": ("arccos", ("-1 / sqrt(1 - a * a)",)),
     "arctan": ("arctan", ("1 / (1 + a * a)",)),
@@ -54,7 +56,14 @@ _FUNCTIONS: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "maximum": ("maximum", ("where(a > b, 1, 0)", "where(a > b, 0, 1)")),
     "minimum": ("minimum", ("where(a < b, 1, 0)", "where(a < b, 0, 1)")),
     "where": ("where", (None, "where(a, 1, 0)", "where(a, 0, 1)")),
-    "power": ("power", ("b * power(a, b - 1)", "log(a) * power(a, b)")),
+    # 0 ** 0 is 1, so a ** 0 has slope 0 at 0; and 0 ** b is 0 for every b above 0.
+    "power": (
+        "power",
+        (
+            "where(b == 0, 0, b * power(a, b - 1))",
+            "where(a == 0, 0, log(a) * power(a, b))",
+        ),
+    ),
     "logical_and": ("logical_and", (None, None)),
     "logical_or": ("logical_or", (None, None)),
     "logical_xor": ("logical_xor", (None, None)),
@@ -288,6 +297,18 @@ def power(a: np.ndarray, b: float | np.ndarray, out: np.ndarray | None = None) -
     return np.power(a, b, out=out)
 
 
+def sigmoid(a: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """1 / (1 + exp(-a))"""
+    y = np.negative(a, out=out)
+    y = np.exp(y, out=out)
+    y = np.add(1, y, out=out)
+    return np.divide(1, y, out=out)
+
+
+# What is called by these names in the text of a kernel is ours, not NumPy's.
+_OURS = {"power": power, "sigmoid": sigmoid}
+
+
 @functools.lru_cache(maxsize=4096)
 def _compiled(text: str, arrays: tuple[str, ...], numbers: tuple[str, ...]) -> Callable[..., None]:
     source = _statement("out", ast.parse(text, mode="eval").body, {*numbers})
@@ -296,7 +317,7 @@ def _compiled(text: str, arrays: tuple[str, ...], numbers: tuple[str, ...]) -> C
 
 
 def _executed(source: str) -> Callable[..., None]:
-    scope: dict = {"_np": np, "_math": math, "_power": power}
+    scope: dict = {"_np": np, **{f"_{name}": function for name, function in _OURS.items()}}
     exec(compile(source, f"<formula {source!r}>", "exec"), scope)
     return scope["kernel"]
 
@@ -308,6 +329,10 @@ def _statement(target: str, tree: ast.expr, numbers: set[str]) -> str:
     if isinstance(tree, ast.Name):
         return f"_np.copyto({target}, {tree.id})"
     if _called(tree) == "where":
+        condition, yes, no = _arguments(tree)
+        if _is_number(condition, numbers):
+            branches = (_statement(target, branch, numbers) for branch in (yes, no))
+            return "({0} if {2} else {1})".format(*branches, _number_text(condition))
         return f"_np.copyto({target}, {_array_text(tree, numbers)}, 'same_kind')"
     return _array_text(tree, numbers, out=target)
 
@@ -320,12 +345,18 @@ def _is_number(node: ast.expr, numbers: set[str]) -> bool:
 
 def _number_text(node: ast.expr) -> str:
     """Arithmetic on numbers alone, in Python's own floats."""
+    if _called(node) == "where":
+        condition, yes, no = (_number_text(a) for a in _arguments(node))
+        return f"({yes} if {condition} else {no})"
     if _called(node):
         arguments = ", ".join(_number_text(a) for a in _arguments(node))
-        return f"float(_np.{_FUNCTIONS[_called(node)][0]}({arguments}))"
+        return f"float({_function_text(_FUNCTIONS[_called(node)][0])}({arguments}))"
     if isinstance(node, ast.BinOp):
         operator = ast.unparse(ast.BinOp(ast.Name("a"), node.op, ast.Name("b")))[2:-2]
         return f"({_number_text(node.left)} {operator} {_number_text(node.right)})"
+    if isinstance(node, ast.Compare):
+        operator = ast.unparse(ast.Compare(ast.Name("a"), node.ops, [ast.Name("b")]))[2:-2]
+        return f"({_number_text(node.left)} {operator} {_number_text(node.comparators[0])})"
     if isinstance(node, ast.UnaryOp):
         return f"(-{_number_text(node.operand)})"
     return ast.unparse(node)
@@ -345,10 +376,16 @@ def _array_text(node: ast.expr, numbers: set[str], out: str | None = None) -> st
     else:
         name, arguments = _FUNCTIONS[_called(node)][0], _arguments(node)
     texts = [_array_text(argument, numbers) for argument in arguments]
+    if name == "where" and _is_number(arguments[0], numbers):
+        condition, yes, no = texts
+        return f"({yes} if {condition} else {no})"
     if out is not None:
         texts.append(f"out={out}")
-    function = "_power" if name == "power" else f"_np.{name}"
-    return f"{function}({', '.join(texts)})"
+    return f"{_function_text(name)}({', '.join(texts)})"
+
+
+def _function_text(name: str) -> str:
+    return f"_{name}" if name in _OURS else f"_np.{name}"
 
 
 # -- several assignments, for solvers ----------------------------------------------------------

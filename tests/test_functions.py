@@ -7,14 +7,15 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES
+from cases_row import Case
 
 import distnn as nn
 import distnn.functions as F
 
-_IDS = [case.id or case.name for case in CASES]
+_IDS = [case.id for case in CASES]
 table = pytest.mark.parametrize("case", CASES, ids=_IDS)
-# Machine precision times a few operations, for values of order one.
+# Of results of order one; for float32 the row says it.
 _RTOL = {"double": 1e-12, "half": 4e-3}
 _DTYPES = {"float": np.float32, "double": np.float64, "half": np.float16}
 
@@ -47,7 +48,7 @@ def computed(case: Case, values, dynamic=False, **flags):
 
 
 def directions(results, seed=1):
-    """A random gradient for each result, in its dtype."""
+    """A random gradient for each result."""
     rng = np.random.RandomState(seed)
     return [rng.uniform(-1, 1, y.shape) for y in results]
 
@@ -61,8 +62,44 @@ def scalar(results, directions_):
     return total
 
 
+def backward(case: Case, values, only=None):
+    """(leaves, directions) after forward and backward of `scalar`, of one result if `only`."""
+    leaves = variables(case, values)
+    results = as_tuple(case.call(*leaves))
+    weights = directions(results)
+    if only is not None:
+        results, weights = results[only : only + 1], weights[only : only + 1]
+    loss = scalar(results, weights)
+    nn.seed(7)
+    loss.forward(clear_no_need_grad=True)
+    loss.backward(clear_buffer=True)
+    return leaves, weights
+
+
 def differentiable(case: Case):
     return [i for i, x in enumerate(case.inputs) if x.grad and not x.integer]
+
+
+def skip_without_gradient(case: Case):
+    if not differentiable(case):
+        pytest.skip("no input has a gradient")
+
+
+def updated(case: Case):
+    """Numbers of the inputs that the function updates."""
+    return case.updates(*case.draw()).keys() if case.updates else ()
+
+
+def close(actual, expected, rtol):
+    """Within rtol of each value and of the largest one."""
+    expected = np.asarray(expected, np.float64)
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(finite.max(initial=0), 1e-3)
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=rtol, atol=rtol * scale)
+
+
+def test_rows_have_names_of_their_own():
+    assert len(set(_IDS)) == len(_IDS)
 
 
 @pytest.mark.parametrize("type_config", ["float", "double", "half"])
@@ -70,63 +107,84 @@ def differentiable(case: Case):
 def test_results_agree_with_the_definition(case, type_config):
     if type_config == "half" and not case.half:
         pytest.skip("float16 is not near enough to compare here")
+    if case.ref is None:
+        pytest.skip("random numbers have no definition")
     values = [v if v.dtype.kind == "i" else v.astype(_DTYPES[type_config]) for v in case.draw()]
     with context(type_config):
-        _, results = computed(case, values)
+        leaves, results = computed(case, values)
     wide = [v if v.dtype.kind == "i" else v.astype(np.float64) for v in values]
     expected = as_tuple(case.ref(*wide))
     assert len(results) == len(expected)
     rtol = _RTOL.get(type_config, case.rtol)
     for y, e in zip(results, expected, strict=True):
-        e = np.asarray(e)
-        assert y.shape == e.shape
-        scale = max(np.abs(e).max(initial=0), 1e-3)
-        np.testing.assert_allclose(y.d.astype(np.float64), e, rtol=rtol, atol=rtol * scale)
+        assert y.shape == np.shape(e)
+        assert y.d.shape == np.shape(e)
+        close(y.d, e, rtol)
+    for i, e in (case.updates(*wide) if case.updates else {}).items():
+        close(leaves[i].d, e, rtol)
 
 
 @pytest.mark.parametrize("type_config", ["float", "double", "half"])
 @table
 def test_results_have_the_dtype_of_the_context(case, type_config):
+    """And where the definition counts (indices), they are whole numbers."""
+    values = case.draw()
     with context(type_config):
-        _, results = computed(case, case.draw())
-    for y in results:
-        assert y.d.dtype == _DTYPES[type_config] or y.d.dtype.kind == "i"
+        _, results = computed(case, values)
+    counts = (
+        [np.asarray(e).dtype.kind == "i" for e in as_tuple(case.ref(*values))]
+        if case.ref
+        else [False]
+    )
+    for y, whole in zip(results, counts, strict=True):
+        assert y.d.dtype == (np.int64 if whole else _DTYPES[type_config])
 
 
 @table
 def test_gradients_agree_with_differences_of_the_definition(case):
-    """Along a random direction, in float64."""
-    wanted = differentiable(case)
-    if not wanted:
-        pytest.skip("no input has a gradient")
+    """Along a random direction, in float64; through all results, and through each alone."""
+    skip_without_gradient(case)
+    if case.ref is None and case.slope is None:
+        pytest.skip("random numbers have no definition")
+    definition = case.slope or case.ref
     values = case.draw()
-    with context("double"):
-        leaves, results = computed(case, values)
-        weights = directions(results)
-        loss = scalar(results, weights)
-        loss.forward()
-        loss.backward()
+    n = len(as_tuple(definition(*values)))
     rng = np.random.RandomState(2)
-    for i in wanted:
-        direction = rng.uniform(-1, 1, values[i].shape)
-        actual = float(np.sum(leaves[i].g * direction))
+    along = {i: rng.uniform(-1, 1, values[i].shape) for i in differentiable(case)}
+    for only in [None, *(range(n) if n > 1 else ())]:
+        with context("double"):
+            leaves, weights = backward(case, values, only)
+        chosen = slice(only, None if only is None else only + 1)
+        for i, direction in along.items():
+            actual = float(np.sum(leaves[i].g * direction))
 
-        def reference(step, i=i, direction=direction):
-            moved = [v + step * direction if j == i else v for j, v in enumerate(values)]
-            nn.seed(7)
-            found = as_tuple(case.ref(*moved))
-            return sum(float(np.sum(y * w)) for y, w in zip(found, weights, strict=True))
+            def reference(step, i=i, direction=direction, chosen=chosen, weights=weights):
+                moved = [v + step * direction if j == i else v for j, v in enumerate(values)]
+                found = as_tuple(definition(*moved))[chosen]
+                return sum(float(np.sum(y * w)) for y, w in zip(found, weights, strict=True))
 
-        step = 1e-5
-        expected = (reference(step) - reference(-step)) / (2 * step)
-        assert actual == pytest.approx(expected, rel=1e-6, abs=1e-7), f"input {i}"
+            step = 1e-5
+            expected = (reference(step) - reference(-step)) / (2 * step)
+            assert actual == pytest.approx(expected, rel=1e-6, abs=1e-7), f"input {i}, {only=}"
+
+
+@table
+def test_gradients_in_float32_are_near_those_in_float64(case):
+    skip_without_gradient(case)
+    values = [v if v.dtype.kind == "i" else v.astype(np.float32) for v in case.draw()]
+    leaves, _ = backward(case, values)
+    with context("double"):
+        exact, _ = backward(case, values)
+    for i in differentiable(case):
+        close(leaves[i].g, exact[i].g, 10 * case.rtol)
 
 
 @table
 def test_second_derivatives_agree_with_differences_of_first_ones(case):
+    skip_without_gradient(case)
+    if not case.second:
+        pytest.skip("no second derivative to compare")
     wanted = differentiable(case)
-    if not wanted or not case.second:
-        pytest.skip("no input has a second derivative")
     values = case.draw()
     rng = np.random.RandomState(3)
     inner = [rng.uniform(-1, 1, values[i].shape) for i in wanted]
@@ -134,7 +192,6 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
 
     def first(values):
         """Directional first derivative along `inner`, as a graph."""
-        nn.seed(7)
         leaves = variables(case, values)
         results = as_tuple(case.call(*leaves))
         gradients = nn.grad(scalar(results, directions(results)), [leaves[i] for i in wanted])
@@ -143,6 +200,7 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
     with context("double"):
         leaves, slope = first(values)
         seconds = nn.grad(slope, [leaves[i] for i in wanted])
+        nn.seed(7)
         nn.forward_all([slope, *seconds])
         actual = sum(float(np.sum(g.d * d)) for g, d in zip(seconds, outer, strict=True))
 
@@ -151,6 +209,7 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
             for i, d in zip(wanted, outer, strict=True):
                 shifted[i] = shifted[i] + step * d
             _, slope = first(shifted)
+            nn.seed(7)
             slope.forward()
             return float(slope.d)
 
@@ -162,20 +221,39 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
 @table
 def test_backward_agrees_with_the_rules(case):
     """`backward` may take a fast path; nn.grad follows the rules."""
+    skip_without_gradient(case)
     wanted = differentiable(case)
-    if not wanted:
-        pytest.skip("no input has a gradient")
     with context("double"):
-        leaves, results = computed(case, case.draw())
+        leaves = variables(case, case.draw())
+        results = as_tuple(case.call(*leaves))
         loss = scalar(results, directions(results))
-        loss.forward()
-        loss.backward()
         by_rules = nn.grad(loss, [leaves[i] for i in wanted])
         nn.seed(7)
-        nn.forward_all(by_rules)
+        nn.forward_all([loss, *by_rules])  # at once: random numbers are drawn once
+        loss.backward()
     for i, gradient in zip(wanted, by_rules, strict=True):
         scale = max(np.abs(gradient.d).max(initial=0), 1e-3)
         np.testing.assert_allclose(leaves[i].g, gradient.d, rtol=1e-10, atol=1e-12 * scale)
+
+
+@table
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(case):
+    wanted = differentiable(case)
+    if len(wanted) < 2:
+        pytest.skip("fewer than two inputs have a gradient")
+    values = case.draw()
+    expected, _ = backward(case, values)
+    for i in wanted:
+        leaves = variables(case, values)
+        for j in wanted:
+            leaves[j].need_grad = j == i
+        results = as_tuple(case.call(*leaves))
+        loss = scalar(results, directions(results))
+        loss.forward(clear_no_need_grad=True)
+        if loss.need_grad:  # not where the only gradient is none (the source of an assign)
+            loss.backward(clear_buffer=True)
+        assert np.array_equal(leaves[i].g, expected[i].g, equal_nan=True), f"input {i}"
+        assert all(leaves[j].grad.zeroing for j in wanted if j != i)
 
 
 @table
@@ -193,7 +271,8 @@ def test_static_dynamic_and_clearing_give_the_same_bits(case):
             loss.forward(clear_no_need_grad=clear)
         if differentiable(case):
             loss.backward(clear_buffer=clear)
-        return [loss.d.copy(), *(leaves[i].g.copy() for i in differentiable(case))]
+        arrays = [loss.d, *(leaves[i].g for i in differentiable(case))]
+        return [a.copy() for a in (*arrays, *(leaves[i].d for i in updated(case)))]
 
     expected = outcome(False, False)
     for dynamic, clear in ((False, True), (True, False), (True, True)):
@@ -203,21 +282,23 @@ def test_static_dynamic_and_clearing_give_the_same_bits(case):
 
 @table
 def test_inputs_are_left_as_they_were(case):
+    """Except those that the function declares to update."""
     values = case.draw()
     leaves, results = computed(case, values)
     if differentiable(case):
         loss = scalar(results, directions(results))
         loss.forward()
         loss.backward()
-    for x, v in zip(leaves, values, strict=True):
-        np.testing.assert_array_equal(x.d, v)
+    for i, (x, v) in enumerate(zip(leaves, values, strict=True)):
+        if i not in updated(case):
+            np.testing.assert_array_equal(x.d, v)
 
 
 @table
 def test_views_and_strided_arrays_give_the_same_results(case):
     """Inputs that are windows onto larger memory, assigned from arrays that are not contiguous."""
     values = case.draw()
-    _, expected = computed(case, values)
+    before, expected = computed(case, values)
     leaves = []
     for x, v in zip(case.inputs, values, strict=True):
         base = nn.NdArray((3 * max(v.shape[0], 1), *v.shape[1:]) if v.shape else (3,))
@@ -227,32 +308,51 @@ def test_views_and_strided_arrays_give_the_same_results(case):
         leaf = nn.Variable(v.shape, need_grad=x.grad and not x.integer)
         leaf.data = window
         leaves.append(leaf)
-    nn.seed(7)
     results = as_tuple(case.call(*leaves))
     nn.seed(7)
     nn.forward_all(results)
     for y, e in zip(results, expected, strict=True):
         assert np.array_equal(y.d, e.d, equal_nan=True)
+    for i in updated(case):
+        assert np.array_equal(leaves[i].d, before[i].d)
 
 
 @table
 def test_a_call_on_ndarrays_computes_the_same_bits(case):
+    if not case.inputs:
+        pytest.skip("no inputs, so nothing says that it is to be computed at once")
     values = case.draw()
-    _, expected = computed(case, values)
+    leaves, expected = computed(case, values)
     nn.seed(7)
-    results = as_tuple(case.call(*(nn.NdArray.from_numpy_array(v) for v in values)))
+    inputs = [nn.NdArray.from_numpy_array(v) for v in values]
+    results = as_tuple(case.call(*inputs))
     for y, e in zip(results, expected, strict=True):
         assert isinstance(y, nn.NdArray)
         assert np.array_equal(y.data, e.d, equal_nan=True)
+    for i in updated(case):
+        assert np.array_equal(inputs[i].data, leaves[i].d)
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c.empty], ids=[c.id or c.name for c in CASES if c.empty]
+    "case", [c for c in CASES if any(x.integer for x in c.inputs)], ids=lambda case: case.id
 )
+def test_whole_numbers_may_be_given_as_floats(case):
+    """As NNabla's scripts do with labels."""
+    values = case.draw()
+    _, expected = computed(case, values)
+    _, results = computed(
+        case, [v.astype(np.float32) if v.dtype.kind == "i" else v for v in values]
+    )
+    for y, e in zip(results, expected, strict=True):
+        assert np.array_equal(y.d, e.d, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.empty], ids=lambda case: case.id)
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(case):
     leaves = [
         nn.Variable.from_numpy_array(
-            np.zeros(shape, np.int64 if x.integer else np.float32), need_grad=not x.integer
+            np.zeros(shape, np.int64 if x.integer else np.float32),
+            need_grad=x.grad and not x.integer,
         )
         for x, shape in zip(case.inputs, case.empty, strict=True)
     ]
@@ -270,6 +370,25 @@ def test_every_public_function_has_a_row():
     public = {name for name, f in vars(F).items() if inspect.isfunction(f)}
     missing = public - {case.name for case in CASES}
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if "Winograd" in c.note], ids=lambda case: case.id
+)
+def test_rows_for_winograd_take_that_path(case, monkeypatch):
+    from distnn.functions.winograd import Winograd
+
+    taken = []
+    for name in ("forward", "filter_gradient", "data_gradient"):
+        method = getattr(Winograd, name)
+
+        def noted(*arguments, name=name, method=method):
+            taken.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(Winograd, name, noted)
+    backward(case, case.draw())
+    assert {"filter_gradient", "data_gradient"} <= {*taken}
 
 
 @pytest.mark.parametrize(

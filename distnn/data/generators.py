@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-
-RandomGenerator = np.random.RandomState | np.random.Generator
-GENERATOR_TYPES = (np.random.RandomState, np.random.Generator)
+from .source import GENERATOR_TYPES, DataSource, RandomGenerator
 
 
 def get_generator_state(rng: RandomGenerator) -> dict[str, Any]:
     """State of a numpy generator: a dict of numbers, texts and arrays."""
     if isinstance(rng, np.random.RandomState):
-        return rng.get_state(legacy=False)  # type: ignore[return-value]
+        return rng.get_state(legacy=False)
     return dict(rng.bit_generator.state)
 
 
@@ -68,24 +66,20 @@ def check_generator_states(function: str, source: object, states: Mapping[str, A
 
 def _generators(source: object) -> dict[str, RandomGenerator]:
     """Generators by path; one that several attributes share is listed once."""
-    found: dict[str, RandomGenerator] = {}
-    seen: set[int] = set()
-    for path, value in _walk(source, "", seen):
-        found[path] = value
-    return found
+    return dict(_walk(source, "", set()))
 
 
-def _walk(source: object, prefix: str, seen: set[int]) -> Iterator[tuple[str, RandomGenerator]]:
-    from .source import DataSource
-
-    seen.add(id(source))
-    for name, value in vars(source).items():
-        members = value if isinstance(value, list | tuple) else [value]
-        for number, member in enumerate(members):
-            # `members is value`: a list of sources, whose paths need the number
-            path = f"{prefix}{name}.{number}" if members is value else f"{prefix}{name}"
-            if isinstance(member, GENERATOR_TYPES) and id(member) not in seen:
-                seen.add(id(member))
-                yield path, member
-            elif isinstance(member, DataSource) and id(member) not in seen:
-                yield from _walk(member, f"{path}.", seen)
+def _walk(value: object, path: str, seen: set[int]) -> Iterator[tuple[str, RandomGenerator]]:
+    if isinstance(value, GENERATOR_TYPES):
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield path, value
+    elif isinstance(value, DataSource):
+        if id(value) not in seen:
+            seen.add(id(value))
+            for name, member in list(vars(value).items()):
+                yield from _walk(member, f"{path}.{name}" if path else name, seen)
+    # Of lists only those of data sources: a list of a million file names is not searched.
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], DataSource):
+        for number, member in enumerate(value):
+            yield from _walk(member, f"{path}.{number}", seen)

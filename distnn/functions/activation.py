@@ -10,7 +10,7 @@ from ..calling import function_api
 from ..errors import ShapeError
 from ..function import Function, Spec
 from .elementwise import elementwise
-from .shapes import axis_of
+from .shapes import axis_of, number, shape_of
 from .shaping import concatenate
 
 relu = elementwise(
@@ -27,8 +27,8 @@ relu6 = elementwise(
 )  # fmt: skip
 elu = elementwise(
     "elu", "Exponential linear unit (arXiv:1511.07289).",
-    y="where(x > 0, x, alpha * expm1(minimum(x, 0)))",
-    dx="where(x > 0, dy, dy * alpha * exp(minimum(x, 0)))", operands={"alpha": 1.0},
+    y="where(x >= 0, x, alpha * expm1(minimum(x, 0)))",
+    dx="where(x >= 0, dy, dy * alpha * exp(minimum(x, 0)))", operands={"alpha": 1.0},
     example="[-1., 2.] -> [-0.6321,  2.    ]",
 )  # fmt: skip
 selu = elementwise(
@@ -39,12 +39,12 @@ selu = elementwise(
     example="[-1., 2.] -> [-1.1113,  2.1014]",
 )  # fmt: skip
 sigmoid = elementwise(
-    "sigmoid", "Logistic sigmoid.", y="1 / (1 + exp(-x))", dx="dy * y * (1 - y)",
+    "sigmoid", "Logistic sigmoid.", y="sigmoid(x)", dx="dy * y * (1 - y)",
     example="[0., 1.] -> [0.5   , 0.7311]",
 )  # fmt: skip
 log_sigmoid = elementwise(
     "log_sigmoid", "Logarithm of the logistic sigmoid.",
-    y="minimum(x, 0) - log1p(exp(-abs(x)))", dx="dy / (1 + exp(x))",
+    y="minimum(x, 0) - log1p(exp(-abs(x)))", dx="dy * sigmoid(-x)",
     example="[0., 1.] -> [-0.6931, -0.3133]",
 )  # fmt: skip
 tanh = elementwise(
@@ -57,7 +57,7 @@ tanh_shrink = elementwise(
 )  # fmt: skip
 softplus = elementwise(
     "softplus", "Smooth rectified linear unit, log(1 + exp(beta x)) / beta.",
-    y="maximum(x, 0) + log1p(exp(-abs(beta * x))) / beta", dx="dy / (1 + exp(-beta * x))",
+    y="(maximum(beta * x, 0) + log1p(exp(-abs(beta * x)))) / beta", dx="dy * sigmoid(beta * x)",
     operands={"beta": 1.0}, example="[0., 1.] -> [0.6931, 1.3133]",
 )  # fmt: skip
 softsign = elementwise(
@@ -66,7 +66,7 @@ softsign = elementwise(
 )  # fmt: skip
 swish = elementwise(
     "swish", "x times its logistic sigmoid (arXiv:1710.05941).", y="x / (1 + exp(-x))",
-    dx="dy * (y + (1 - y) / (1 + exp(-x)))", example="[0., 1.] -> [0.    , 0.7311]",
+    dx="dy * sigmoid(x) * (1 + x * sigmoid(-x))", example="[0., 1.] -> [0.    , 0.7311]",
 )  # fmt: skip
 mish = elementwise(
     "mish", "x times tanh(softplus(x)) (arXiv:1908.08681).",
@@ -74,7 +74,7 @@ mish = elementwise(
     # t = tanh(softplus(x)): its derivative is (1 - t t) sigmoid(x)
     dx="dy * (tanh(maximum(x, 0) + log1p(exp(-abs(x))))"
     " + x * (1 - tanh(maximum(x, 0) + log1p(exp(-abs(x))))"
-    " * tanh(maximum(x, 0) + log1p(exp(-abs(x))))) / (1 + exp(-x)))",
+    " * tanh(maximum(x, 0) + log1p(exp(-abs(x))))) * sigmoid(x))",
     example="[0., 1.] -> [0.    , 0.8651]",
 )  # fmt: skip
 _GELU = f"{math.sqrt(2 / math.pi)!r} * (x + 0.044715 * x * x * x)"
@@ -84,11 +84,11 @@ gelu = elementwise(
 )  # fmt: skip
 hard_sigmoid = elementwise(
     "hard_sigmoid", "Piecewise linear sigmoid.", y="minimum(maximum(0.2 * x + 0.5, 0), 1)",
-    dx="where(x > -2.5, where(x < 2.5, 0.2 * dy, 0), 0)", example="[0., 9.] -> [0.5, 1. ]",
+    dx="where(x >= -2.5, where(x <= 2.5, 0.2 * dy, 0), 0)", example="[0., 9.] -> [0.5, 1. ]",
 )  # fmt: skip
 hard_tanh = elementwise(
     "hard_tanh", "Piecewise linear hyperbolic tangent.", y="minimum(maximum(x, -1), 1)",
-    dx="where(x > -1, where(x < 1, dy, 0), 0)", example="[-2., 0.5] -> [-1. ,  0.5]",
+    dx="where(x >= -1, where(x <= 1, dy, 0), 0)", example="[-2., 0.5] -> [-1. ,  0.5]",
 )  # fmt: skip
 
 
@@ -99,10 +99,10 @@ class Prelu(Function):
     base_axis: int
 
     def setup(self, x0: Spec, x1: Spec) -> Spec:
-        if x1.shape not in ((), (x0.shape[self.base_axis],)):
+        if x1.shape not in ((), (1,), (x0.shape[self.base_axis],)):
             raise ShapeError(
-                f"[prelu] the slope has shape {x1.shape} but x {x0.shape} with base_axis "
-                f"{self.base_axis} needs () or ({x0.shape[self.base_axis]},)"
+                f"[prelu] x1 has shape {x1.shape} but x0 {x0.shape} with base_axis "
+                f"{self.base_axis} needs ({x0.shape[self.base_axis]},), or () for one slope"
             )
         return Spec(x0.shape, x0.dtype)
 
@@ -113,16 +113,16 @@ class Prelu(Function):
         return xp.reshape(x1, tuple(shape))
 
     def forward(self, xp: Any, x0: Any, x1: Any) -> Any:
-        return xp.where(x0 > 0, x0, x0 * self._column(xp, x1, x0.ndim))
+        return xp.where(x0 >= 0, x0, x0 * self._column(xp, x1, x0.ndim))
 
     def grad_x0(self, xp: Any, dy: Any, x0: Any, x1: Any) -> Any:
         zero = xp.constant(0, x0.shape, x0)
-        return xp.where(xp.greater(x0, zero), dy, dy * self._column(xp, x1, x0.ndim))
+        return xp.where(xp.greater_equal(x0, zero), dy, dy * self._column(xp, x1, x0.ndim))
 
     def grad_x1(self, xp: Any, dy: Any, x0: Any, x1_shape: Any) -> Any:
         product = dy * xp.minimum(x0, xp.constant(0, x0.shape, x0))
-        if not x1_shape:
-            return xp.sum(product)
+        if x1_shape in ((), (1,)):
+            return xp.reshape(xp.sum(product), x1_shape)
         return xp.sum(product, tuple(i for i in range(x0.ndim) if i != self.base_axis))
 
 
@@ -132,7 +132,7 @@ def prelu(x0: Any, x1: Any, base_axis: int = 1) -> Any:
 
     Args:
         x0: array.
-        x1: slope of negative values, a scalar or (C,).
+        x1: slope of negative values: one, of shape () or (1,), or (C,).
         base_axis: axis of x0 that the slopes belong to.
 
     He et al., "Delving deep into rectifiers", arXiv:1502.01852.
@@ -141,7 +141,8 @@ def prelu(x0: Any, x1: Any, base_axis: int = 1) -> Any:
     >>> F.prelu(nn.Variable((2, 3)), nn.Variable((3,))).shape
     (2, 3)
     """
-    return Prelu.of(axis_of("prelu", base_axis, len(x0.shape), "base_axis"))(x0, x1)
+    ndim = len(shape_of("prelu", "x0", x0))
+    return Prelu.of(axis_of("prelu", base_axis, ndim, "base_axis"))(x0, x1)
 
 
 @function_api
@@ -152,7 +153,8 @@ def crelu(x: Any, axis: int = 1) -> Any:
     >>> F.crelu(nn.Variable((2, 3))).shape
     (2, 6)
     """
-    return concatenate(relu(x), relu(-x), axis=axis)
+    where = axis_of("crelu", axis, len(shape_of("crelu", "x", x)))
+    return concatenate(relu(x), relu(-x), axis=where)
 
 
 @function_api
@@ -163,4 +165,6 @@ def celu(x: Any, alpha: float = 1.0, axis: int = 1) -> Any:
     >>> F.celu(nn.Variable((2, 3))).shape
     (2, 6)
     """
-    return concatenate(elu(x, alpha), elu(-x, alpha), axis=axis)
+    where = axis_of("celu", axis, len(shape_of("celu", "x", x)))
+    alpha = number("celu", "alpha", alpha)
+    return concatenate(elu(x, alpha), elu(-x, alpha), axis=where)

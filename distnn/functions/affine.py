@@ -9,6 +9,7 @@ from typing import Any
 from ..calling import function_api
 from ..errors import ShapeError
 from ..function import Function, Spec
+from .shapes import shape_of, whole_number
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Affine(Function):
         depth = math.prod(x.shape[self.base_axis :])
         if not w.shape or w.shape[0] != depth:
             raise ShapeError(
-                f"[affine] w has {w.shape[0] if w.shape else 0} rows but x {x.shape} has {depth} "
-                f"elements from axis {self.base_axis} on; pass w of shape ({depth}, outputs)"
+                f"[affine] weight has {w.shape[0] if w.shape else 0} rows but x {x.shape} has "
+                f"{depth} elements from axis {self.base_axis} on; pass a weight of shape "
+                f"({depth}, outputs)"
             )
         if b is not None and b.shape != w.shape[1:]:
-            raise ShapeError(f"[affine] b has shape {b.shape} but w {w.shape} needs {w.shape[1:]}")
+            raise ShapeError(
+                f"[affine] bias has shape {b.shape} but weight {w.shape} needs {w.shape[1:]}"
+            )
         return Spec((*x.shape[: self.base_axis], *w.shape[1:]), x.dtype)
 
     def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
@@ -82,11 +86,12 @@ def affine(x: Any, weight: Any, bias: Any = None, base_axis: int = 1) -> Any:
     >>> F.affine(nn.Variable((2, 3)), nn.Variable((3, 4)), nn.Variable((4,))).shape
     (2, 4)
     """
-    if not 0 <= base_axis <= len(x.shape):
-        raise ShapeError(
-            f"[affine] base_axis is {base_axis} but x {x.shape} has {len(x.shape)} axes"
-        )
-    return Affine.of(int(base_axis))(x, weight, bias)
+    shape = shape_of("affine", "x", x)
+    shape_of("affine", "weight", weight)
+    axis = whole_number("affine", "base_axis", base_axis)
+    if not 0 <= axis <= len(shape):
+        raise ShapeError(f"[affine] base_axis is {axis} but x is {shape}; pass 0 to {len(shape)}")
+    return Affine.of(axis)(x, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class BatchMatmul(Function):
     def setup(self, a: Spec, b: Spec) -> Spec:
         if a.ndim != b.ndim or a.ndim < 2:
             raise ShapeError(
-                f"[batch_matmul] a {a.shape} and b {b.shape} need as many axes each, two or more"
+                f"[batch_matmul] a {a.shape} and b {b.shape} need as many axes each, two or more: "
+                "(..., N, M) and (..., M, P)"
             )
         n, inner = a.shape[-2:][:: -1 if self.transpose_a else 1]
         inner_b, p = b.shape[-2:][:: -1 if self.transpose_b else 1]
@@ -110,12 +116,14 @@ class BatchMatmul(Function):
             max(m, k) if 1 in (m, k) else (m if m == k else -1)
             for m, k in zip(a.shape[:-2], b.shape[:-2], strict=True)
         ]
-        if inner != inner_b or -1 in batch:
-            raise ShapeError(
-                f"[batch_matmul] a {a.shape} and b {b.shape} (transpose_a={self.transpose_a}, "
-                f"transpose_b={self.transpose_b}): {inner} columns meet {inner_b} rows, or the "
-                "leading axes do not broadcast"
-            )
+        given = (
+            f"[batch_matmul] a {a.shape} and b {b.shape} with transpose_a={self.transpose_a}, "
+            f"transpose_b={self.transpose_b}: "
+        )
+        if inner != inner_b:
+            raise ShapeError(f"{given}{inner} columns meet {inner_b} rows; they must be as many")
+        if -1 in batch:
+            raise ShapeError(f"{given}axes before the last two must be equal or of length 1")
         return Spec((*batch, n, p), a.dtype)
 
     def forward(self, xp: Any, a: Any, b: Any, *, out: Any = None) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..calling import function_api
 from .elementwise import elementwise
+from .shapes import shape_of
+from .shaping import reshape
 
 _TWO = ("x0", "x1")
 
@@ -36,14 +39,14 @@ div2 = _with_two(
 )  # fmt: skip
 pow2 = _with_two(
     "pow2", "Power.", "x0 ** x1", "[2., 3.]; [3., 2.] -> [8., 9.]",
-    dx0="dy * x1 * x0 ** (x1 - 1)", dx1="dy * log(x0) * y",
+    dx0="where(x1 == 0, 0, dy * x1 * x0 ** (x1 - 1))", dx1="where(x0 == 0, 0, dy * log(x0) * y)",
 )  # fmt: skip
 
 add_scalar = _with_scalar("add_scalar", "Sum with a number.", "x + val", "[1., 2.] -> [2., 3.]")
 mul_scalar = _with_scalar("mul_scalar", "Product with a number.", "x * val", "[1., 2.] -> [1., 2.]")
 pow_scalar = _with_scalar(
     "pow_scalar", "Power to a number.", "x ** val", "[1., 2.] -> [1., 2.]",
-    dx="dy * val * x ** (val - 1)",
+    dx="where(val == 0, 0, dy * val * x ** (val - 1))",
 )  # fmt: skip
 r_sub_scalar = _with_scalar(
     "r_sub_scalar", "Difference, a number minus x.", "val - x", "[1., 2.] -> [ 0., -1.]"
@@ -54,7 +57,7 @@ r_div_scalar = _with_scalar(
 )  # fmt: skip
 r_pow_scalar = _with_scalar(
     "r_pow_scalar", "Power, a number to x.", "val ** x", "[1., 2.] -> [1., 1.]",
-    dx="dy * log(val) * y",
+    dx="where(val == 0, 0, dy * log(val) * y)",
 )  # fmt: skip
 
 maximum2 = elementwise(
@@ -129,8 +132,29 @@ logical_not = elementwise(
     example="[0., 2.] -> [1., 0.]",
 )  # fmt: skip
 
-where = elementwise(
+_where = elementwise(
     "where", "x_true where the condition is not 0, else x_false; the condition has no gradient.",
     y="where(condition, x_true, x_false)", inputs=("condition", "x_true", "x_false"),
     example="[1., 0.]; [1., 2.]; [3., 4.] -> [1., 4.]",
 )  # fmt: skip
+
+
+@function_api
+def where(condition: Any, x_true: Any, x_false: Any) -> Any:
+    """x_true where the condition is not 0, else x_false; the condition has no gradient.
+
+    Args:
+        condition: array of the first axes of the others, or of all their axes.
+        x_true, x_false: arrays; axes of length 1 broadcast.
+    Returns: array of the common shape.
+    Raises: ShapeError where the shapes differ in more than axes of length 1.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.where(nn.Variable((2,)), nn.Variable((2, 3)), nn.Variable((2, 3))).shape
+    (2, 3)
+    """
+    shape = shape_of("where", "condition", condition)
+    missing = len(shape_of("where", "x_true", x_true)) - len(shape)
+    if missing > 0:
+        condition = reshape(condition, (*shape, *(1,) * missing))
+    return _where(condition, x_true, x_false)

@@ -13,7 +13,7 @@ from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from .channels import Channels
-from .shapes import axes_of
+from .shapes import axes_of, number, shape_of
 
 
 @dataclass(frozen=True)
@@ -350,18 +350,23 @@ def batch_normalization(
     >>> F.batch_normalization(nn.Variable((8, 3, 4, 4)), *stats).shape
     (8, 3, 4, 4)
     """
-    where = axes_of("batch_normalization", axes, len(x.shape))
+    shape = shape_of("batch_normalization", "x", x)
+    where = axes_of("batch_normalization", axes, len(shape), "axes")
+    if not where:
+        raise ArgumentError("[batch_normalization] axes is empty; pass the channel axis: axes=[1]")
+    decay_rate = number("batch_normalization", "decay_rate", decay_rate)
+    eps = number("batch_normalization", "eps", eps)
     if not 0 <= decay_rate <= 1:
         raise ArgumentError(f"[batch_normalization] decay_rate is {decay_rate}; pass 0 to 1")
+    if not eps >= 0:
+        raise ArgumentError(f"[batch_normalization] eps is {eps}; pass 0 or more")
     if batch_stat:
         function = BatchNormalization.of(where)
-        results = function(
-            x, beta, gamma, mean, variance, decay_rate=float(decay_rate), eps=float(eps)
-        )
+        results = function(x, beta, gamma, mean, variance, decay_rate=decay_rate, eps=eps)
         return results if output_stat else results[0]
     if output_stat:
         raise ArgumentError(
             "[batch_normalization] output_stat=True returns batch statistics, which "
             "batch_stat=False does not compute; pass one of the two"
         )
-    return FixedNormalization.of(where)(x, beta, gamma, mean, variance, eps=float(eps))
+    return FixedNormalization.of(where)(x, beta, gamma, mean, variance, eps=eps)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..calling import function_api
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from . import winograd
 from .im2col import Geometry, Patches
-from .shapes import per_axis
+from .shapes import per_axis, shape_of, whole_number
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,27 @@ class Convolution(_Bilinear):
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
         group = self.geometry.group
+        if xs[1] % group or ws[0] % group:
+            raise ShapeError(
+                f"[convolution] group is {group} but x {x.shape} has {xs[1]} channels and weight "
+                f"{w.shape} gives {ws[0]}; it must divide both"
+            )
         if xs[1] != ws[1] * group:
             raise ShapeError(
-                f"[convolution] w expects {ws[1] * group} input channels but x has {xs[1]}; pass w "
-                f"of shape {self.last_shape((ws[0], xs[1] // group, *ws[2:]))}, or group="
-            )
-        if ws[0] % group:
-            raise ShapeError(
-                f"[convolution] group {group} does not divide the {ws[0]} output channels of w"
+                f"[convolution] weight expects {ws[1] * group} input channels but x has {xs[1]}; "
+                f"pass a weight of shape {self.last_shape((ws[0], xs[1] // group, *ws[2:]))}, or "
+                "group="
             )
         if b is not None and b.shape != (ws[0],):
-            raise ShapeError(f"[convolution] b has shape {b.shape} but w needs ({ws[0]},)")
-        results = self.geometry.results(xs[2:], ws[2:])
-        if min(results, default=1) < 1:
             raise ShapeError(
-                f"[convolution] the kernel {ws[2:]} with {self.geometry} does not fit into x's "
-                f"{xs[2:]}; pad x or use a smaller kernel"
+                f"[convolution] bias has shape {b.shape} but weight {w.shape} needs ({ws[0]},)"
+            )
+        results = self.geometry.results(xs[2:], ws[2:])
+        if min(results) < 1 or min(ws[2:]) < 1:
+            raise ShapeError(
+                f"[convolution] the kernel {ws[2:]} with pad {self.geometry.pad} and dilation "
+                f"{self.geometry.dilation} does not fit into x's {xs[2:]}; pad x or use a smaller "
+                "kernel"
             )
         return Spec(self.last_shape((xs[0], ws[0], *results)), x.dtype)
 
@@ -117,7 +122,7 @@ class Convolution(_Bilinear):
 
     def grad_x(self, xp: Any, dy: Any, w: Any, x_shape: Any) -> Any:
         lengths = self.first_shape(x_shape)[2:]
-        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, w)
+        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, w, None)
 
     def grad_w(self, xp: Any, dy: Any, x: Any, w_shape: Any) -> Any:
         kernel = self.first_shape(w_shape)[2:]
@@ -160,14 +165,22 @@ class Deconvolution(_Bilinear):
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
         group = self.geometry.group
-        if xs[1] != ws[0] or ws[0] % group:
+        if xs[1] % group:
             raise ShapeError(
-                f"[deconvolution] w takes {ws[0]} input channels in {group} group(s) but x has "
-                f"{xs[1]}; pass w of shape ({xs[1]}, outputs / group, *kernel)"
+                f"[deconvolution] group is {group} but x {x.shape} has {xs[1]} channels; it must "
+                "divide them"
+            )
+        if xs[1] != ws[0]:
+            raise ShapeError(
+                f"[deconvolution] weight expects {ws[0]} input channels but x has {xs[1]}; pass a "
+                f"weight of shape {self.last_shape((xs[1], ws[1], *ws[2:]))}"
             )
         channels = ws[1] * group
         if b is not None and b.shape != (channels,):
-            raise ShapeError(f"[deconvolution] b has shape {b.shape} but w needs ({channels},)")
+            raise ShapeError(
+                f"[deconvolution] bias has shape {b.shape} but weight {w.shape} with group "
+                f"{group} needs ({channels},)"
+            )
         if self.geometry.results(self.lengths, ws[2:]) != xs[2:]:
             raise ShapeError(
                 f"[deconvolution] an output of {self.lengths} does not belong to x's {xs[2:]}"
@@ -189,7 +202,7 @@ class Deconvolution(_Bilinear):
         return self.put(xp, y, out)
 
     def grad_x(self, xp: Any, dy: Any, w: Any) -> Any:
-        return xp.call(Convolution.of(self.geometry, self.channel_last), dy, w)
+        return xp.call(Convolution.of(self.geometry, self.channel_last), dy, w, None)
 
     def grad_w(self, xp: Any, dy: Any, x: Any, w_shape: Any) -> Any:
         kernel = self.first_shape(w_shape)[2:]
@@ -227,11 +240,11 @@ class FilterGradient(_Bilinear):
         return self.put(xp, dw, out)
 
     def grad_dy(self, xp: Any, dv: Any, x: Any) -> Any:
-        return xp.call(Convolution.of(self.geometry, self.channel_last), x, dv)
+        return xp.call(Convolution.of(self.geometry, self.channel_last), x, dv, None)
 
     def grad_x(self, xp: Any, dv: Any, dy: Any, x_shape: Any) -> Any:
         lengths = self.first_shape(x_shape)[2:]
-        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, dv)
+        return xp.call(Deconvolution.of(self.geometry, self.channel_last, lengths), dy, dv, None)
 
 
 def _channel_sum(xp: Any, dy: Any, channel_last: bool) -> Any:
@@ -303,6 +316,7 @@ def deconvolution(
     (2, 3, 10, 10)
     """
     geometry, batch = _geometry("deconvolution", x, weight, base_axis, pad, stride, dilation, group)
+    base_axis = len(batch)
     kernel = weight.shape[1:-1] if channel_last else weight.shape[2:]
     extra = per_axis("deconvolution", "output_padding", output_padding, len(kernel), 0)
     start = base_axis if channel_last else base_axis + 1
@@ -321,9 +335,14 @@ def deconvolution(
     if any(
         e >= max(s, d) for e, s, d in zip(extra, geometry.stride, geometry.dilation, strict=True)
     ):
-        raise ShapeError(
+        raise ArgumentError(
             f"[deconvolution] output_padding {extra} must be smaller than stride {geometry.stride} "
             f"or dilation {geometry.dilation}"
+        )
+    if min(lengths) < 1 or min(kernel) < 1:
+        raise ShapeError(
+            f"[deconvolution] the kernel {kernel} with pad {geometry.pad} leaves an output of "
+            f"{lengths}; use less pad or a larger kernel"
         )
     x = _one_batch_axis(x, batch)
     y = Deconvolution.of(geometry, bool(channel_last), lengths)(x, weight, bias)
@@ -334,21 +353,28 @@ def _geometry(
     function: str, x: Any, w: Any, base_axis: int, pad: Any, stride: Any, dilation: Any, group: int
 ) -> tuple[Geometry, tuple[int, ...]]:
     """The checked geometry, and the batch axes of x."""
-    spatial = len(w.shape) - 2
-    if len(x.shape) != base_axis + 1 + spatial or spatial < 1:
+    shape, spatial = shape_of(function, "x", x), len(shape_of(function, "weight", w)) - 2
+    base_axis = whole_number(function, "base_axis", base_axis)
+    group = whole_number(function, "group", group)
+    if spatial < 1:
         raise ShapeError(
-            f"[{function}] x has shape {x.shape}; with base_axis {base_axis} and weight "
+            f"[{function}] weight has shape {w.shape}; it needs two axes for channels and one for "
+            "each spatial axis"
+        )
+    if base_axis < 0 or len(shape) != base_axis + 1 + spatial:
+        raise ShapeError(
+            f"[{function}] x has shape {shape}; with base_axis {base_axis} and weight "
             f"{w.shape} it needs {base_axis} batch axes, channels and {spatial} spatial axes"
         )
     if group < 1:
-        raise ShapeError(f"[{function}] group is {group}; pass 1 or more")
+        raise ArgumentError(f"[{function}] group is {group}; pass 1 or more")
     geometry = Geometry(
         per_axis(function, "pad", pad, spatial, 0),
         per_axis(function, "stride", stride, spatial, 1, least=1),
         per_axis(function, "dilation", dilation, spatial, 1, least=1),
-        int(group),
+        group,
     )
-    return geometry, tuple(x.shape[:base_axis])
+    return geometry, shape[:base_axis]
 
 
 def _one_batch_axis(x: Any, batch: tuple[int, ...]) -> Any:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import ShapeError
+from ..errors import DtypeError, ShapeError
 from ..function import Function, Spec
 from ..ndarray import NdArray, check_shape
+from ..variable import Variable
+from .shapes import number, shapes_of
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,34 @@ def constant(val: float = 0, shape: Sequence[int] = ()) -> Any:
     >>> y.forward(); y.d
     array([2., 2., 2.], dtype=float32)
     """
-    return Constant.of(check_shape("constant", shape))(val=float(val))
+    return Constant.of(check_shape("constant", shape))(val=number("constant", "val", val))
 
 
 @dataclass(frozen=True)
 class Assign(Function):
-    """dst = src as an effect of forward; y = src."""
+    """dst = src as an effect of forward; y = src, with the gradient of dst."""
 
     updates = ("dst",)
 
     def setup(self, dst: Spec, src: Spec) -> Spec:
         if dst.shape != src.shape:
-            raise ShapeError(f"[assign] src has shape {src.shape} but dst {dst.shape}")
+            raise ShapeError(
+                f"[assign] src has shape {src.shape} but dst {dst.shape}; they must be the same"
+            )
         return Spec(dst.shape, dst.dtype)
 
     def forward(self, xp: Any, dst: Any, src: Any) -> Any:
         return src, src
 
-    def grad_src(self, xp: Any, dy: Any) -> Any:
+    def grad_dst(self, xp: Any, dy: Any) -> Any:
         return dy
 
 
 @function_api
 def assign(dst: Any, src: Any) -> Any:
-    """Copy src into dst, a leaf, whenever the result is computed; returns src's values.
+    """Copy src into dst, a leaf, whenever the result is computed; returns the values.
+
+    The gradient of the result goes to dst, and none to src.
 
     >>> import distnn as nn, distnn.functions as F
     >>> x = nn.Variable((2,))
@@ -74,8 +80,9 @@ class Sink(Function):
 
     protects = True
 
-    def __init__(self, gradients: tuple[NdArray, ...] | None) -> None:
-        self.gradients = gradients  # of the inputs; None: ones
+    def __init__(self, gradients: tuple[NdArray | None, ...] | None) -> None:
+        # Of the inputs; None: ones. Leaves have None: they keep what they have.
+        self.gradients = gradients
 
     def setup(self, *x: Spec) -> Spec:
         return Spec((), x[0].dtype)
@@ -86,7 +93,8 @@ class Sink(Function):
     def grad_x(self, xp: Any, index: int, dy: Any, x_shape: Any) -> Any:
         if self.gradients is None:
             return xp.constant(1, x_shape[index], dy)
-        return xp.given(self.gradients[index], dy)
+        gradient = self.gradients[index]
+        return xp.constant(0, x_shape[index], dy) if gradient is None else xp.given(gradient, dy)
 
 
 @function_api
@@ -104,5 +112,9 @@ def sink(*x: Any, one_input_grad: bool = True) -> Any:
     >>> F.sink(x * 2, x * 3).shape
     ()
     """
-    gradients = None if one_input_grad else tuple(v.grad for v in x)
-    return (Sink.of(None) if gradients is None else Sink(gradients))(*x)
+    shapes_of("sink", x)
+    if one_input_grad:
+        return Sink.of(None)(*x)
+    if not all(isinstance(v, Variable) for v in x):
+        raise DtypeError("[sink] one_input_grad=False needs gradients; pass Variables, no NdArrays")
+    return Sink(tuple(None if v.parent is None else v.grad for v in x))(*x)

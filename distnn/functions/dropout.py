@@ -11,6 +11,7 @@ from ..calling import function_api
 from ..errors import ArgumentError
 from ..function import Function, Spec
 from ..random import Draw
+from .shapes import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def dropout(x: Any, p: float = 0.5, seed: int = -1) -> Any:
     >>> F.dropout(nn.Variable((2, 3)), 0.2).shape
     (2, 3)
     """
+    p = number("dropout", "p", p)
     if not 0 <= p < 1:
         raise ArgumentError(f"[dropout] p is {p}; pass a probability from 0 up to but without 1")
-    return Dropout.of(int(seed))(x, p=float(p))[0]
+    return Dropout.of(whole_number("dropout", "seed", seed))(x, p=p)[0]

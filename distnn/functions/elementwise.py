@@ -17,6 +17,7 @@ import numpy as np
 from ..calling import into
 from ..formula import Formula
 from ..function import Declaration, Function, Rule, Spec, broadcast_shapes
+from .shapes import number
 
 
 class Elementwise(Function, by_signature=False):
@@ -130,13 +131,13 @@ def _public(
     parameters = [*inputs]
     parameters += [o if default is None else f"{o}={default!r}" for o, default in operands.items()]
     parameters += ["inplace=False"] * inplace + ["n_outputs=-1", "outputs=None"]
-    arguments = ", ".join((*inputs, *(f"{o}=float({o})" for o in operands)))
+    arguments = ", ".join((*inputs, *(f"{o}=_number({name!r}, {o!r}, {o})" for o in operands)))
     source = (
         f"def {name}({', '.join(parameters)}):\n"
         f"    result = _function({arguments})\n"
         f"    return result if outputs is None else _into({name!r}, result, outputs)\n"
     )
-    scope: dict[str, Any] = {"_function": function, "_into": into}
+    scope: dict[str, Any] = {"_function": function, "_into": into, "_number": number}
     exec(compile(source, f"<elementwise {name}>", "exec"), scope)
     public = scope[name]
     public.__doc__ = _docstring(name, doc, formula, example, inputs, operands)

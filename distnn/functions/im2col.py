@@ -60,6 +60,8 @@ class Patches:
         self.dtype = dtype
         self.pixels = math.prod(self.results)
         self.taps = self.channels // geometry.group * math.prod(self.kernel)
+        # Filters of a group. Lengths are spelled out: -1 cannot be inferred for an empty batch.
+        self.rows = self.filters // geometry.group
         self.plain = (
             math.prod(self.kernel) == 1
             and not any(geometry.pad)
@@ -70,9 +72,9 @@ class Patches:
 
     def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, out: np.ndarray) -> None:
         """out = x * w + b."""
-        filters = w.reshape(self.geometry.group, -1, self.taps)
-        y = out.reshape(self.images, self.geometry.group, -1, self.pixels)
-        bias = None if b is None else b.reshape(1, self.geometry.group, -1, 1)
+        filters = w.reshape(self.geometry.group, self.rows, self.taps)
+        y = out.reshape(self.images, self.geometry.group, self.rows, self.pixels)
+        bias = None if b is None else b.reshape(1, self.geometry.group, self.rows, 1)
 
         def work(i: int, j: int) -> None:
             product = filters @ self._gather(x[i:j])
@@ -85,7 +87,7 @@ class Patches:
 
     def data_gradient(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
         """out = dx, by adding the gradients of all patches a pixel is in."""
-        filters = w.reshape(self.geometry.group, -1, self.taps).transpose(0, 2, 1)
+        filters = w.reshape(self.geometry.group, self.rows, self.taps).transpose(0, 2, 1)
 
         def work(i: int, j: int) -> None:
             self._scatter(filters @ self._by_group(dy[i:j]), out[i:j])
@@ -95,9 +97,9 @@ class Patches:
 
     def filter_gradient(self, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
         """out = dw, summed over images part by part in a fixed order."""
-        share = -(-self.images // _SUMS)
+        share = max(1, -(-self.images // _SUMS))
         parts = -(-self.images // share)
-        shape = (self.geometry.group, self.filters // self.geometry.group, self.taps)
+        shape = (self.geometry.group, self.rows, self.taps)
         sums = np.zeros((parts, *shape), self.dtype)
 
         def work(i: int, j: int) -> None:
@@ -115,8 +117,10 @@ class Patches:
 
     def _by_group(self, y: np.ndarray) -> np.ndarray:
         """(n, F, *O) -> (group, F / group, n O)"""
-        y = y.reshape(len(y), self.geometry.group, -1, self.pixels)
-        return y.transpose(1, 2, 0, 3).reshape(self.geometry.group, -1, len(y) * self.pixels)
+        group, pixels = self.geometry.group, self.pixels
+        rows = y.shape[1] // group
+        y = y.reshape(len(y), group, rows, pixels)
+        return y.transpose(1, 2, 0, 3).reshape(group, rows, len(y) * pixels)
 
     def _by_image(self, y: np.ndarray, images: int) -> np.ndarray:
         """(group, F / group, n O) -> (n, group, F / group, O)"""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import LabelError, ShapeError
+from ..errors import ArgumentError, LabelError, ShapeError
 from ..function import Function, Spec
 from ..ndarray import check_shape
-from .shapes import axis_of
+from .shapes import axis_of, shape_of, whole_number
 from .softmax import check_labels
 
 
@@ -67,6 +67,23 @@ class ScatterAdd(Function):
         return xp.call(Gather.of(self.axis), dy, index)
 
 
+@dataclass(frozen=True)
+class Embed(Function):
+    """y = rows of the table w that x0 names: Gather along axis 0."""
+
+    indices = ("x0",)
+
+    def setup(self, x0: Spec, w: Spec) -> Spec:
+        return Spec((*x0.shape, *w.shape[1:]), w.dtype)
+
+    def forward(self, xp: Any, x0: Any, w: Any, *, out: Any = None) -> Any:
+        x0 = checked_indices("embed", x0, w.shape[0])
+        return xp.take(w, x0, 0, out=out, mode="clip")
+
+    def grad_w(self, xp: Any, dy: Any, x0: Any, w_shape: Any) -> Any:
+        return xp.call(ScatterAdd.of(0, w_shape[0]), dy, x0)
+
+
 def checked_indices(function: str, index: Any, length: int) -> Any:
     """Indices from 0 on, negative ones counted from the end; raises LabelError beyond."""
     if index.size and (int(index.max()) >= length or int(index.min()) < -length):
@@ -95,8 +112,9 @@ def gather(x: Any, Indices: Any, axis: int | None = None, batch_dims: int | None
     (3, 2)
     """
     if batch_dims:
-        raise ShapeError(f"[gather] batch_dims is {batch_dims}; only 0 is supported yet")
-    return Gather.of(axis_of("gather", axis or 0, len(x.shape)))(x, Indices)
+        raise ArgumentError(f"[gather] batch_dims is {batch_dims}; only 0 is supported yet")
+    ndim = len(shape_of("gather", "x", x))
+    return Gather.of(axis_of("gather", 0 if axis is None else axis, ndim))(x, Indices)
 
 
 @function_api
@@ -113,9 +131,9 @@ def embed(x0: Any, w: Any) -> Any:
     >>> F.embed(nn.Variable((4, 3)), nn.Variable((10, 5))).shape
     (4, 3, 5)
     """
-    if not w.shape:
-        raise ShapeError("[embed] w is a scalar; pass a table (N, ...)")
-    return Gather.of(0)(w, x0)
+    if not shape_of("embed", "w", w):
+        raise ShapeError("[embed] w has shape (); pass a table (N, ...)")
+    return Embed.of()(x0, w)
 
 
 @dataclass(frozen=True)
@@ -162,27 +180,27 @@ def one_hot(x: Any, shape: Sequence[int]) -> Any:
 
 @dataclass(frozen=True)
 class TopNError(Function):
-    """y = 0 if fewer than n elements of x are at least as large as x[t], plus itself; else 1."""
+    """y = 1 if more than n elements of x are at least as large as x[target], else 0."""
 
     axis: int
     n: int
 
-    indices = ("t",)
+    indices = ("target",)
 
-    def setup(self, x: Spec, t: Spec) -> Spec:
+    def setup(self, x: Spec, target: Spec) -> Spec:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
-        if t.shape != shape:
+        if target.shape != shape:
             raise ShapeError(
-                f"[top_n_error] target has shape {t.shape} but x {x.shape} with axis {self.axis} "
+                f"[top_n_error] target has shape {target.shape} but x {x.shape} with axis {self.axis} "
                 f"needs {shape}"
             )
         return Spec(shape, x.dtype)
 
-    def forward(self, xp: Any, x: Any, t: Any) -> Any:
-        check_labels("top_n_error", xp, t, x.shape[self.axis])
-        score = xp.take_along_axis(x, xp.maximum(t, 0), self.axis)
+    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+        check_labels("top_n_error", xp, target, x.shape[self.axis])
+        score = xp.take_along_axis(x, xp.maximum(target, 0), self.axis)
         rank = (x >= score).sum(self.axis, keepdims=True)
-        return (rank > self.n) & (t >= 0)
+        return (rank > self.n) & (target >= 0)
 
 
 @function_api
@@ -201,7 +219,8 @@ def top_n_error(x: Any, target: Any, axis: int | None = None, n: int = 1) -> Any
     array([[0.],
            [1.]], dtype=float32)
     """
+    n = whole_number("top_n_error", "n", n)
     if n < 1:
-        raise ShapeError(f"[top_n_error] n is {n}; pass 1 or more")
-    where = axis_of("top_n_error", -1 if axis is None else axis, len(x.shape))
-    return TopNError.of(where, int(n))(x, target)
+        raise ArgumentError(f"[top_n_error] n is {n}; pass 1 or more")
+    ndim = len(shape_of("top_n_error", "x", x))
+    return TopNError.of(axis_of("top_n_error", -1 if axis is None else axis, ndim), n)(x, target)

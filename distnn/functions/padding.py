@@ -11,6 +11,7 @@ import numpy as np
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
+from .shapes import number, shape_of, whole_numbers
 
 _MODES = ("constant", "reflect", "repeat")
 
@@ -49,7 +50,8 @@ class MirrorPad(Function):
         for axis, (n, width) in enumerate(zip(x.shape, self.widths, strict=True)):
             if any(width) and n == 0:
                 raise ShapeError(
-                    f"[pad] axis {axis} of x {x.shape} is empty: nothing to {self.mode}"
+                    f"[pad] axis {axis} of x {x.shape} is empty: nothing to {self.mode}; use "
+                    'mode="constant"'
                 )
         shape = tuple(n + a + b for n, (a, b) in zip(x.shape, self.widths, strict=True))
         return Spec(shape, x.dtype)
@@ -116,17 +118,19 @@ def pad(x: Any, pad_width: Sequence[int], mode: str = "constant", constant_value
     >>> F.pad(nn.Variable((2, 3)), (1, 1, 2, 0)).shape
     (4, 5)
     """
-    flat = [int(n) for n in pad_width]
-    ndim = len(x.shape)
+    shape = shape_of("pad", "x", x)
+    flat = whole_numbers("pad", "pad_width", pad_width)
+    ndim = len(shape)
     if len(flat) % 2 or len(flat) > 2 * ndim or min(flat, default=0) < 0:
         raise ShapeError(
-            f"[pad] pad_width is {tuple(flat)}; pass two numbers of 0 or more, before and after, "
-            f"for each of the last axes of x {x.shape}"
+            f"[pad] pad_width is {flat}; pass two numbers of 0 or more, before and after, for each "
+            f"of the last axes of x {shape}"
         )
     if mode not in _MODES:
         raise ArgumentError(f"[pad] mode is {mode!r}; use one of {list(_MODES)}")
-    flat = [0] * (2 * ndim - len(flat)) + flat
+    flat = (0,) * (2 * ndim - len(flat)) + flat
     widths = tuple(zip(flat[::2], flat[1::2], strict=True))
     if mode == "constant":
-        return Pad.of(widths)(x, constant_value=float(constant_value))
+        value = number("pad", "constant_value", constant_value)
+        return Pad.of(widths)(x, constant_value=value)
     return MirrorPad.of(widths, mode)(x)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..calling import function_api
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from .reduction import mean
-from .shapes import per_axis
+from .shapes import per_axis, shape_of, whole_numbers
 
 Index = tuple[Any, ...]
 
@@ -45,11 +45,12 @@ class _Windows(Function, by_signature=False):
             lengths[a] = (n - k) // s + 1 if self.ignore_border else -(-n // s)
         return tuple(lengths)
 
-    def spec(self, function: str, x: Spec) -> Spec:
+    def spec(self, function: str, x: Spec, needs_elements: bool) -> Spec:
         if x.ndim < len(self.kernel) + self.channel_last:
             raise ShapeError(
                 f"[{function}] x has shape {x.shape} but the kernel {self.kernel} needs "
-                f"{len(self.kernel)} spatial axes"
+                f"{len(self.kernel)} spatial axes{' and channels' * self.channel_last}; pass a "
+                "shorter kernel"
             )
         shape = self.result_shape(x.shape)
         if any(shape[a] < 1 for a in self._axes(x.ndim)):
@@ -57,6 +58,13 @@ class _Windows(Function, by_signature=False):
                 f"[{function}] the kernel {self.kernel} with pad {self.pad} does not fit into x "
                 f"{x.shape}; pad x or use a smaller kernel"
             )
+        for a, s, p in zip(self._axes(x.ndim), self.stride, self.pad, strict=True):
+            if needs_elements and (shape[a] - 1) * s - p >= x.shape[a] > 0:
+                raise ShapeError(
+                    f"[{function}] with ignore_border=False the last window of axis {a} of x "
+                    f"{x.shape} lies in the pad of {p} alone; use ignore_border=True, less pad or "
+                    "another stride"
+                )
         return Spec(shape, x.dtype)
 
     def taps(self, x_shape: tuple[int, ...]) -> Iterator[tuple[int, Index, Index]]:
@@ -102,7 +110,8 @@ class LinearPooling(_Windows):
     including_pad: bool
 
     def setup(self, x: Spec) -> Spec:
-        return self.spec("average_pooling" if self.average else "sum_pooling", x)
+        name = "average_pooling" if self.average else "sum_pooling"
+        return self.spec(name, x, self.average and not self.including_pad)
 
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         y = xp.empty(self.result_shape(x.shape), x.dtype) if out is None else out
@@ -148,7 +157,7 @@ class MaxPooling(_Windows):
     outputs = ("y", "index")
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
-        y = self.spec("max_pooling", x)
+        y = self.spec("max_pooling", x, True)
         return y, Spec(y.shape, np.dtype(np.int32))
 
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
@@ -159,10 +168,10 @@ class MaxPooling(_Windows):
         y.fill(-xp.inf)
         index.fill(0)
         for number, results, elements in self.taps(x.shape):
-            part = x[elements]
-            larger = part > y[results]
-            xp.copyto(y[results], part, where=larger)
-            xp.copyto(index[results], number, where=larger)
+            largest = y[results]
+            larger = xp.maximum(largest, x[elements])
+            xp.copyto(index[results], number, where=larger != largest)
+            largest[...] = larger  # NaN stays NaN
         return out
 
     def grad_x(self, xp: Any, dy: Any, index: Any, x_shape: Any) -> Any:
@@ -218,7 +227,11 @@ def _fields(function: Any) -> tuple[Any, ...]:
 def _windows(
     function: str, kernel: Sequence[int], stride: Any, pad: Any, ignore_border: bool, last: bool
 ) -> tuple[Any, ...]:
-    lengths = per_axis(function, "kernel", kernel, len(kernel), 1, least=1)
+    lengths = whole_numbers(function, "kernel", kernel)
+    if not lengths or min(lengths) < 1:
+        raise ArgumentError(
+            f"[{function}] kernel is {lengths}; pass 1 or more for each spatial axis, such as (2, 2)"
+        )
     steps = (
         lengths
         if stride is None
@@ -226,7 +239,7 @@ def _windows(
     )
     pads = per_axis(function, "pad", pad, len(lengths), 0)
     if any(p >= k for p, k in zip(pads, lengths, strict=True)):
-        raise ShapeError(f"[{function}] pad {pads} must be smaller than the kernel {lengths}")
+        raise ArgumentError(f"[{function}] pad {pads} must be smaller than the kernel {lengths}")
     return lengths, steps, pads, bool(ignore_border), bool(last)
 
 
@@ -307,4 +320,10 @@ def global_average_pooling(x: Any) -> Any:
     >>> F.global_average_pooling(nn.Variable((2, 3, 8, 8))).shape
     (2, 3, 1, 1)
     """
-    return mean(x, axis=tuple(range(2, len(x.shape))), keepdims=True)
+    shape = shape_of("global_average_pooling", "x", x)
+    if len(shape) < 2 or 0 in shape[2:]:
+        raise ShapeError(
+            f"[global_average_pooling] x has shape {shape}; pass (N, C, *S) with one element or "
+            "more to take the mean of"
+        )
+    return mean(x, axis=tuple(range(2, len(shape))), keepdims=True)

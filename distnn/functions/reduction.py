@@ -12,9 +12,8 @@ import numpy as np
 from ..calling import function_api
 from ..errors import ShapeError
 from ..function import Function, Spec
-from .arithmetic import mul2
-from .creation import constant
-from .shapes import axes_of
+from .arithmetic import add_scalar, mul2
+from .shapes import axes_of, shape_of
 from .shaping import concatenate, reshape, slice, transpose
 
 Axis = int | Sequence[int] | None
@@ -60,7 +59,10 @@ class Mean(_Reduction):
 
     def setup(self, x: Spec) -> Spec:
         if math.prod(x.shape[i] for i in self.axes) == 0:
-            raise ShapeError(f"[mean] x has shape {x.shape}: an empty axis has no mean")
+            raise ShapeError(
+                f"[mean] x has shape {x.shape} and axis is {self.axes}: an empty axis has no mean; "
+                "pass one element or more"
+            )
         return self.result(x)
 
     def forward(self, xp: Any, x: Any) -> Any:
@@ -80,7 +82,8 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> F.sum(nn.Variable((2, 3, 4)), axis=(0, 2)).shape
     (3,)
     """
-    return Sum.of(axes_of("sum", axis, len(x.shape)), bool(keepdims))(x)
+    ndim = len(shape_of("sum", "x", x))
+    return Sum.of(axes_of("sum", axis, ndim), bool(keepdims))(x)
 
 
 @function_api
@@ -91,7 +94,8 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> F.mean(nn.Variable((2, 3)), axis=1, keepdims=True).shape
     (2, 1)
     """
-    return Mean.of(axes_of("mean", axis, len(x.shape)), bool(keepdims))(x)
+    ndim = len(shape_of("mean", "x", x))
+    return Mean.of(axes_of("mean", axis, ndim), bool(keepdims))(x)
 
 
 @function_api
@@ -105,13 +109,13 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     >>> F.prod(nn.Variable((2, 3)), axis=1).shape
     (2,)
     """
-    axes = axes_of("prod", axis, len(x.shape))
+    axes = axes_of("prod", axis, len(shape_of("prod", "x", x)))
     kept = [i for i in range(len(x.shape)) if i not in axes]
     shape = [n if i in kept else 1 for i, n in enumerate(x.shape) if keepdims or i in kept]
     rest = math.prod(x.shape[i] for i in kept)
     y = reshape(transpose(x, (*axes, *kept)), (math.prod(x.shape[i] for i in axes), rest))
     if y.shape[0] == 0:
-        return constant(1, shape)
+        return add_scalar(sum(x, axes, keepdims), 1)
     while y.shape[0] > 1:
         half = y.shape[0] // 2
         pairs = mul2(slice(y, (0, 0), (half, rest)), slice(y, (half, 0), (2 * half, rest)))
@@ -132,7 +136,10 @@ class Extreme(_Reduction):
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
         if math.prod(x.shape[i] for i in self.axes) == 0:
             name = "max" if self.largest else "min"
-            raise ShapeError(f"[{name}] x has shape {x.shape}: an empty axis has no {name}")
+            raise ShapeError(
+                f"[{name}] x has shape {x.shape} and axis is {self.axes}: an empty axis has no "
+                f"{name}; pass one element or more"
+            )
         y = self.result(x)
         return y, Spec(y.shape, np.dtype(np.int64))
 
@@ -246,7 +253,7 @@ def min(
 def _extreme(
     name: str, largest: bool, x: Any, axis: Axis, keepdims: bool, both: bool, index: bool
 ) -> Any:
-    axes = axes_of(name, axis, len(x.shape))
+    axes = axes_of(name, axis, len(shape_of(name, "x", x)))
     results = Extreme.of(axes, bool(keepdims), largest)(x)
     if index:
         return results[1]

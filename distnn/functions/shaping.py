@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from ..namespace import slices
 from ..ndarray import check_shape
-from .shapes import axis_of
+from .shapes import axis_of, shape_of, shapes_of, whole_number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Reshape(Function):
     alias = True
 
     def setup(self, x: Spec) -> Spec:
-        return Spec(check_shape("reshape", self.shape, int(np.prod(x.shape))), x.dtype)
+        return Spec(check_shape("reshape", self.shape, math.prod(x.shape)), x.dtype)
 
     def forward(self, xp: Any, x: Any) -> Any:
         return x.reshape(self.shape)
@@ -48,7 +49,8 @@ def reshape(x: Any, shape: Sequence[int], inplace: bool = True) -> Any:
     >>> F.reshape(nn.Variable((2, 6)), (3, -1)).shape
     (3, 4)
     """
-    y = Reshape.of(check_shape("reshape", shape, int(np.prod(x.shape))))(x)
+    size = math.prod(shape_of("reshape", "x", x))
+    y = Reshape.of(check_shape("reshape", shape, size))(x)
     if inplace:
         return y
     from .arithmetic import identity
@@ -65,7 +67,7 @@ class Transpose(Function):
     def setup(self, x: Spec) -> Spec:
         if sorted(self.axes) != list(range(x.ndim)):
             raise ShapeError(
-                f"[transpose] axes {self.axes} is no permutation of x's {x.ndim} axes {x.shape}"
+                f"[transpose] axes is {self.axes} but x {x.shape} has {x.ndim} axes; name each once"
             )
         return Spec(tuple(x.shape[a] for a in self.axes), x.dtype)
 
@@ -88,7 +90,9 @@ def transpose(x: Any, axes: Sequence[int]) -> Any:
     >>> F.transpose(nn.Variable((2, 3, 4)), (2, 0, 1)).shape
     (4, 2, 3)
     """
-    return Transpose.of(tuple(axis_of("transpose", a, len(x.shape)) for a in axes))(x)
+    ndim = len(shape_of("transpose", "x", x))
+    numbers = whole_numbers("transpose", "axes", axes)
+    return Transpose.of(tuple(axis_of("transpose", a, ndim, "axes") for a in numbers))(x)
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,16 @@ class Broadcast(Function):
 
 @function_api
 def broadcast(x: Any, shape: Sequence[int]) -> Any:
-    """Repeat x along its axes of length 1 up to `shape`, of as many axes.
+    """Repeat x along its axes of length 1 up to `shape`, of as many axes; a scalar to any shape.
 
     >>> import distnn as nn, distnn.functions as F
     >>> F.broadcast(nn.Variable((2, 1)), (2, 3)).shape
     (2, 3)
     """
-    return Broadcast.of(check_shape("broadcast", shape))(x)
+    lengths = check_shape("broadcast", shape)
+    if not shape_of("broadcast", "x", x) and lengths:
+        x = reshape(x, (1,) * len(lengths))
+    return Broadcast.of(lengths)(x)
 
 
 @dataclass(frozen=True)
@@ -192,23 +199,37 @@ def slice(
     >>> F.slice(nn.Variable((4, 6)), (1, 0), (3, 6), (1, 2)).shape
     (2, 3)
     """
-    given = [start, stop, step]
+    shape = shape_of("slice", "x", x)
+    given = [
+        None if values is None else _bounds(name, values)
+        for name, values in (("start", start), ("stop", stop), ("step", step))
+    ]
     count = max((len(g) for g in given if g is not None), default=0)
-    if count > len(x.shape) or any(g is not None and len(g) != count for g in given):
+    if count > len(shape) or any(g is not None and len(g) != count for g in given):
         raise ShapeError(
             f"[slice] start {start}, stop {stop} and step {step} need one number for each axis of "
-            f"x {x.shape}"
+            f"x {shape}, or for each of its last axes"
         )
-    columns = [[None] * count if g is None else list(g) for g in given]
-    free = len(x.shape) - count
-    ranges: list[range] = [range(n) for n in x.shape[:free]]
-    for length, a, b, s in zip(x.shape[free:], *columns, strict=True):
+    columns = [[None] * count if g is None else g for g in given]
+    free = len(shape) - count
+    ranges: list[range] = [range(n) for n in shape[:free]]
+    for length, a, b, s in zip(shape[free:], *columns, strict=True):
         if s == 0:
-            raise ArgumentError("[slice] a step is 0; pass 1, or a negative number to go back")
+            raise ArgumentError(
+                f"[slice] step is {tuple(step)}; pass 1 instead of 0, or a negative number to go "
+                "back"
+            )
         ranges.append(range(*np.s_[a:b:s].indices(length)))
     return Slice.of(
         tuple(r.start for r in ranges), tuple(r.stop for r in ranges), tuple(r.step for r in ranges)
     )(x)
+
+
+def _bounds(name: str, values: Any) -> list[int | None]:
+    """Whole numbers, or None for an axis's default."""
+    if not hasattr(values, "__iter__"):
+        values = whole_numbers("slice", name, values)  # raises
+    return [None if v is None else whole_number("slice", name, v) for v in values]
 
 
 @dataclass(frozen=True)
@@ -221,8 +242,8 @@ class Concatenate(Function):
         rest = {(*s.shape[: self.axis], *s.shape[self.axis + 1 :]) for s in x}
         if len(rest) > 1 or len({s.ndim for s in x}) > 1:
             raise ShapeError(
-                f"[concatenate] shapes {[s.shape for s in x]} differ in another axis than "
-                f"{self.axis}"
+                f"[concatenate] x has shapes {[s.shape for s in x]}; only axis {self.axis} may "
+                "differ"
             )
         total = sum(s.shape[self.axis] for s in x)
         shape = (*x[0].shape[: self.axis], total, *x[0].shape[self.axis + 1 :])
@@ -247,9 +268,7 @@ def concatenate(*x: Any, axis: int | None = None) -> Any:
     >>> F.concatenate(nn.Variable((2, 3)), nn.Variable((2, 4))).shape
     (2, 7)
     """
-    if not x:
-        raise ArgumentError("[concatenate] got no inputs; pass one or more")
-    ndim = len(x[0].shape)
+    ndim = len(shapes_of("concatenate", x)[0])
     return Concatenate.of(axis_of("concatenate", -1 if axis is None else axis, ndim))(*x)
 
 
@@ -261,7 +280,7 @@ class Stack(Function):
 
     def setup(self, *x: Spec) -> Spec:
         if len({s.shape for s in x}) > 1:
-            raise ShapeError(f"[stack] the shapes differ: {[s.shape for s in x]}")
+            raise ShapeError(f"[stack] x has shapes {[s.shape for s in x]}; they must be equal")
         shape = list(x[0].shape)
         shape.insert(self.axis, len(x))
         return Spec(tuple(shape), x[0].dtype)
@@ -285,9 +304,7 @@ def stack(*x: Any, axis: int = 0) -> Any:
     >>> F.stack(nn.Variable((2, 3)), nn.Variable((2, 3)), axis=1).shape
     (2, 2, 3)
     """
-    if not x:
-        raise ArgumentError("[stack] got no inputs; pass one or more")
-    return Stack.of(axis_of("stack", axis, len(x[0].shape) + 1))(*x)
+    return Stack.of(axis_of("stack", axis, len(shapes_of("stack", x)[0]) + 1))(*x)
 
 
 @function_api
@@ -298,11 +315,12 @@ def split(x: Any, axis: int = 0) -> Any:
     >>> [part.shape for part in F.split(nn.Variable((2, 3)), axis=1)]
     [(2,), (2,), (2,)]
     """
-    where = axis_of("split", axis, len(x.shape))
-    rest = (*x.shape[:where], *x.shape[where + 1 :])
+    shape = shape_of("split", "x", x)
+    where = axis_of("split", axis, len(shape))
+    rest = (*shape[:where], *shape[where + 1 :])
     parts = []
-    for i in range(x.shape[where]):
-        ranges = [(i, i + 1) if a == where else (0, n) for a, n in enumerate(x.shape)]
-        part = Slice.of(*map(tuple, zip(*ranges, strict=True)), (1,) * len(x.shape))(x)
+    for i in range(shape[where]):
+        ranges = [(i, i + 1) if a == where else (0, n) for a, n in enumerate(shape)]
+        part = Slice.of(*map(tuple, zip(*ranges, strict=True)), (1,) * len(shape))(x)
         parts.append(reshape(part, rest))
     return tuple(parts)

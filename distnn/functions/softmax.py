@@ -8,7 +8,7 @@ from typing import Any
 from ..calling import function_api
 from ..errors import LabelError, ShapeError
 from ..function import Function, Spec
-from .shapes import axis_of
+from .shapes import axis_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def softmax(x: Any, axis: int | None = None) -> Any:
     >>> F.softmax(nn.NdArray.from_numpy_array(np.zeros((1, 2)))).data
     array([[0.5, 0.5]], dtype=float32)
     """
-    return Softmax.of(axis_of("softmax", -1 if axis is None else axis, len(x.shape)))(x)
+    ndim = len(shape_of("softmax", "x", x))
+    return Softmax.of(axis_of("softmax", -1 if axis is None else axis, ndim))(x)
 
 
 @function_api
@@ -68,7 +69,8 @@ def log_softmax(x: Any, axis: int | None = None) -> Any:
     >>> F.log_softmax(nn.Variable((2, 3))).shape
     (2, 3)
     """
-    return LogSoftmax.of(axis_of("log_softmax", -1 if axis is None else axis, len(x.shape)))(x)
+    ndim = len(shape_of("log_softmax", "x", x))
+    return LogSoftmax.of(axis_of("log_softmax", -1 if axis is None else axis, ndim))(x)
 
 
 @dataclass(frozen=True)
@@ -91,38 +93,38 @@ class OneHotLike(Function):
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy(Function):
-    """y = -log softmax(x)[t] along an axis, 0 where t is -1."""
+    """y = -log softmax(x)[target] along an axis, 0 where target is -1."""
 
     axis: int
 
-    indices = ("t",)
+    indices = ("target",)
     saved = ("p",)
 
-    def setup(self, x: Spec, t: Spec) -> tuple[Spec, Spec]:
+    def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec]:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
-        if t.shape != shape:
+        if target.shape != shape:
             raise ShapeError(
-                f"[softmax_cross_entropy] target has shape {t.shape} but x {x.shape} with axis "
+                f"[softmax_cross_entropy] target has shape {target.shape} but x {x.shape} with axis "
                 f"{self.axis} needs {shape}: class numbers, one for each row of x"
             )
         return Spec(shape, x.dtype), Spec(x.shape, x.dtype)
 
-    def forward(self, xp: Any, x: Any, t: Any) -> Any:
-        check_labels("softmax_cross_entropy", xp, t, x.shape[self.axis])
+    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+        check_labels("softmax_cross_entropy", xp, target, x.shape[self.axis])
         y = LogSoftmax.of(self.axis).forward(xp, x)
-        picked = xp.take_along_axis(y, xp.maximum(t, 0), self.axis)
-        loss = xp.where(t < 0, picked.dtype.type(0), -picked)
+        picked = xp.take_along_axis(y, xp.maximum(target, 0), self.axis)
+        loss = xp.where(target < 0, picked.dtype.type(0), -picked)
         return loss, xp.exp(y, out=y)
 
-    def grad_x(self, xp: Any, dy: Any, x: Any, t: Any, x_shape: Any) -> Any:
-        hot = xp.call(OneHotLike.of(self.axis, x_shape[self.axis]), t)
+    def grad_x(self, xp: Any, dy: Any, x: Any, target: Any, x_shape: Any) -> Any:
+        hot = xp.call(OneHotLike.of(self.axis, x_shape[self.axis]), target)
         # The sum of hot along the axis is 0 for ignored labels and 1 for others.
         return dy * (xp.call(Softmax.of(self.axis), x) * xp.sum(hot, self.axis, True) - hot)
 
-    def backward(self, xp: Any, need: Any, dy: Any, t: Any, p: Any, *, out: Any) -> None:
-        dy = xp.where(t < 0, dy.dtype.type(0), dy)
+    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
+        dy = xp.where(target < 0, dy.dtype.type(0), dy)
         dx = xp.multiply(p, dy, out=out.x)
-        index = xp.maximum(t, 0)
+        index = xp.maximum(target, 0)
         xp.put_along_axis(dx, index, xp.take_along_axis(dx, index, self.axis) - dy, self.axis)
 
 
@@ -152,5 +154,6 @@ def softmax_cross_entropy(x: Any, target: Any, axis: int | None = None) -> Any:
     >>> F.softmax_cross_entropy(x, nn.NdArray.from_numpy_array(np.array([[2]]))).data
     array([[1.3862944]], dtype=float32)
     """
-    where = axis_of("softmax_cross_entropy", -1 if axis is None else axis, len(x.shape))
+    ndim = len(shape_of("softmax_cross_entropy", "x", x))
+    where = axis_of("softmax_cross_entropy", -1 if axis is None else axis, ndim)
     return SoftmaxCrossEntropy.of(where)(x, target)

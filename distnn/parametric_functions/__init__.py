@@ -1,6 +1,6 @@
 """Parametric functions `PF.*`: functions with parameters, which the first call creates."""
 
-from .connection import affine, convolution, deconvolution
+from .connection import affine, convolution, deconvolution, embed
 from .normalization import batch_normalization
 from .scope import parametric_function_api
 
@@ -9,5 +9,6 @@ __all__ = [
     "batch_normalization",
     "convolution",
     "deconvolution",
+    "embed",
     "parametric_function_api",
 ]

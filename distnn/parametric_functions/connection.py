@@ -184,6 +184,35 @@ def deconvolution(
     )
 
 
+@parametric_function_api("embed", [("W", "Table", "(n_inputs, n_features)", True)])
+def embed(
+    inp: Any,
+    n_inputs: int,
+    n_features: int,
+    initializer: Initializer = None,
+    fix_parameters: bool = False,
+    apply_w: Apply = None,
+) -> Any:
+    """Rows of a learned table by index.
+
+    Args:
+        inp: whole numbers of any shape (I, ...), 0 to n_inputs - 1.
+        n_inputs: number of rows.
+        n_features: length of a row.
+        initializer: of the table; default uniform in [-sqrt(3), sqrt(3)).
+        fix_parameters: compute no gradient of the table in this call.
+        apply_w: function of the parameter that gives the table to use.
+    Returns: (I, ..., n_features).
+
+    >>> import distnn as nn, distnn.parametric_functions as PF
+    >>> PF.embed(nn.Variable((4,)), 10, 3).shape
+    (4, 3)
+    """
+    initializer = _default(initializer, UniformInitializer((-(3**0.5), 3**0.5)))
+    w = _parameter("W", (n_inputs, n_features), initializer, fix_parameters, apply_w)
+    return F.embed(inp, w)
+
+
 def _filter_shape(
     first: int, second: int, kernel: Sequence[int], channel_last: bool
 ) -> tuple[int, ...]:

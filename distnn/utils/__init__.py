@@ -1,0 +1,1 @@
+"""Tools around training, under the names of `nnabla.utils`."""

@@ -1,0 +1,391 @@
+"""Solvers: update rules against their equations in plain NumPy, states, runs and what is skipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import distnn as nn
+import distnn.functions as F
+import distnn.parametric_functions as PF
+import distnn.solvers as S
+from distnn.errors import ArgumentError, SolverError
+from distnn.parameter import create_parameter
+
+# Each rule in float64, from its definition: step(w, g, state, t) -> w.
+
+
+def sgd(w, g, s, t):
+    return w - 0.1 * g
+
+
+def momentum(w, g, s, t):
+    s["m"] = 0.8 * s["m"] + 0.1 * g
+    return w - s["m"]
+
+
+def nesterov(w, g, s, t):
+    before = s["m"]
+    s["m"] = 0.8 * before - 0.1 * g
+    return w - 0.8 * before + (1 + 0.8) * s["m"]
+
+
+def adam(w, g, s, t, decay=0.0):
+    s["mean"] = 0.7 * s["mean"] + 0.3 * g
+    s["var"] = 0.95 * s["var"] + 0.05 * g**2
+    rate = 0.1 * np.sqrt(1 - 0.95**t) / (1 - 0.7**t)
+    return w - rate * s["mean"] / (np.sqrt(s["var"]) + 1e-6) - decay * w
+
+
+def adamw(w, g, s, t):
+    return adam(w, g, s, t, decay=0.02)
+
+
+RULES = {
+    "Sgd": (lambda: S.Sgd(0.1), sgd),
+    "Momentum": (lambda: S.Momentum(0.1, 0.8), momentum),
+    "Nesterov": (lambda: S.Nesterov(0.1, 0.8), nesterov),
+    "Adam": (lambda: S.Adam(0.1, 0.7, 0.95, 1e-6), adam),
+    "AdamW": (lambda: S.AdamW(0.1, 0.7, 0.95, 1e-6, wd=0.02), adamw),
+}
+every_solver = pytest.mark.parametrize("name", RULES)
+
+
+def parameters(shapes=((3, 4), (5,), (2, 2, 2)), type_config="float"):
+    """Parameters in a slab, with values of their own."""
+    rng = np.random.RandomState(0)
+    with nn.context_scope(nn.Context([f"cpu:{type_config}"])):
+        found = {f"p{i}": create_parameter(f"p{i}", s, None, True) for i, s in enumerate(shapes)}
+    for p in found.values():
+        p.d = rng.uniform(-1, 1, p.shape).astype(p.data.dtype)
+    return found
+
+
+def give_gradients(params, step, scale=1.0):
+    rng = np.random.RandomState(100 + step)
+    for p in params.values():
+        p.g = (scale * rng.uniform(-1, 1, p.shape)).astype(p.data.dtype)
+
+
+@every_solver
+@pytest.mark.parametrize(("type_config", "rtol"), [("float", 2e-5), ("double", 1e-12)])
+def test_an_update_follows_the_equation(name, type_config, rtol):
+    make, rule = RULES[name]
+    params = parameters(type_config=type_config)
+    solver = make()
+    solver.set_parameters(params)
+    expected = {k: p.d.astype(np.float64) for k, p in params.items()}
+    states = {k: dict.fromkeys(solver.states, np.zeros(p.shape)) for k, p in params.items()}
+    for t in range(1, 6):
+        give_gradients(params, t)
+        solver.update()
+        for k, p in params.items():
+            g = p.g.astype(np.float64)
+            expected[k] = rule(expected[k], g, states[k], t)
+            np.testing.assert_allclose(p.d, expected[k], rtol=rtol, atol=rtol)
+    for k, state in solver.get_states().items():
+        assert state.t == 5
+        for s, values in state.pstate.items():
+            np.testing.assert_allclose(values.d, states[k][s], rtol=rtol, atol=rtol)
+
+
+@every_solver
+def test_parameters_one_by_one_get_the_bits_they_get_together(name):
+    make, _ = RULES[name]
+    together = parameters()
+    solver = make()
+    solver.set_parameters(together)
+    alone = {}
+    for k, p in together.items():
+        alone[k] = nn.Variable.from_numpy_array(p.d, need_grad=True)  # not in a slab
+    solvers = {k: make() for k in alone}
+    for k, p in alone.items():
+        solvers[k].set_parameters({k: p})
+    for t in range(3):
+        give_gradients(together, t)
+        give_gradients(alone, t)
+        solver.update()
+        for s in solvers.values():
+            s.update()
+    for k in together:
+        assert np.array_equal(together[k].d, alone[k].d)
+
+
+@every_solver
+def test_a_parameter_without_gradient_keeps_value_state_and_step_count(name):
+    make, rule = RULES[name]
+    params = parameters()
+    solver = make()
+    solver.set_parameters(params)
+    expected = params["p1"].d.astype(np.float64)
+    state = dict.fromkeys(solver.states, np.zeros(params["p1"].shape))
+    for step in range(6):
+        solver.zero_grad()
+        give_gradients(params if step % 2 else {"p0": params["p0"]}, step)
+        solver.update()
+        if step % 2:
+            g = params["p1"].g.astype(np.float64)
+            expected = rule(expected, g, state, step // 2 + 1)
+    np.testing.assert_allclose(params["p1"].d, expected, rtol=2e-5, atol=2e-5)
+    assert [s.t for s in solver.get_states().values()] == [6, 3, 3]
+
+
+def test_zero_grad_writes_nothing_until_somebody_looks():
+    (p,) = parameters(((4,),)).values()
+    p.g = 3
+    memory = p.g
+    solver = S.Sgd(1.0)
+    solver.set_parameters({"p": p})
+    before = p.d.copy()
+    solver.zero_grad()
+    assert np.all(memory == 3)
+    solver.update()
+    assert np.array_equal(p.d, before)
+    assert np.all(p.grad.get_data("r") == 0)
+    assert p.grad.zeroing  # looking read-only does not count as writing
+    _ = p.g
+    assert not p.grad.zeroing
+
+
+def test_the_address_of_a_parameter_never_changes():
+    params = parameters()
+    addresses = {k: p.d.ctypes.data for k, p in params.items()}
+    held = params["p0"].d
+    solver = S.Adam()
+    solver.set_parameters(params)
+    for t in range(3):
+        give_gradients(params, t)
+        solver.update()
+        create_parameter(f"late{t}", (1000, 100), None, True)
+    params["p0"].d = np.ones((3, 4), np.float32)
+    assert {k: p.d.ctypes.data for k, p in params.items()} == addresses
+    assert np.all(held == 1)
+
+
+def test_a_parameter_becomes_float32_again_with_the_update():
+    params = parameters()
+    solver = S.Sgd(0.5)
+    solver.set_parameters(params)
+    address = params["p0"].d.ctypes.data
+    params["p0"].d = np.full((3, 4), 2.0)  # float64
+    assert params["p0"].d.dtype == np.float64
+    for p in params.values():
+        p.g = 1
+    solver.update()
+    assert params["p0"].d.dtype == np.float32
+    assert params["p0"].d.ctypes.data == address
+    assert np.all(params["p0"].d == 1.5)
+
+
+def test_retained_state_moves_to_the_new_variable():
+    """After clear_parameters and a rebuild the new Variables train, with the old state."""
+    solver = S.Momentum(0.1, 0.5)
+    x = nn.Variable.from_numpy_array(np.ones((2, 3), np.float32))
+
+    def loss():
+        with nn.auto_forward():
+            return F.sum(PF.affine(x, 2, with_bias=False))
+
+    for step in range(3):
+        y = loss()
+        solver.set_parameters(nn.get_parameters(), reset=False, retain_state=True)
+        solver.zero_grad()
+        y.backward()
+        solver.update()
+        if step < 2:
+            values = nn.get_parameters()["affine/W"].d.copy()
+            nn.clear_parameters()
+            loss()
+            nn.get_parameters()["affine/W"].d = values
+    state = solver.get_states()["affine/W"]
+    assert state.t == 3
+    np.testing.assert_allclose(state.pstate["m"].d, np.full((3, 2), 0.2 * (1 + 0.5 + 0.25)))
+    assert solver.get_parameters()["affine/W"] == nn.get_parameters()["affine/W"]
+
+
+@pytest.mark.parametrize("retain_state", [True, False])
+def test_the_new_variable_always_takes_the_place_of_the_old(retain_state):
+    old, new = (nn.Variable.from_numpy_array(np.zeros(2, np.float32)) for _ in range(2))
+    solver = S.Momentum(1.0)
+    solver.set_parameters({"w": old})
+    old.g = 1
+    solver.update()
+    solver.set_parameters({"w": new}, reset=False, retain_state=retain_state)
+    new.g = 1
+    solver.update()
+    assert np.all(old.d == -1)
+    assert np.allclose(new.d, -1.9 if retain_state else -1)
+
+
+def test_without_reset_parameters_that_are_not_mentioned_stay():
+    params = parameters()
+    solver = S.Sgd()
+    solver.set_parameters({"p0": params["p0"]})
+    solver.set_parameters({"p1": params["p1"]}, reset=False)
+    assert list(solver.get_parameters()) == ["p0", "p1"]
+    solver.set_parameters({"p2": params["p2"]})
+    assert list(solver.get_parameters()) == ["p2"]
+    solver.remove_parameters(["p2"])
+    assert not solver.get_parameters()
+
+
+def test_retained_state_of_another_shape_raises_and_changes_nothing():
+    params = parameters()
+    solver = S.Adam()
+    solver.set_parameters(params)
+    other = {"p0": params["p0"], "p1": nn.Variable((6,))}
+    with pytest.raises(SolverError, match=r"'p1' has shape \(6,\).*\(5,\).*retain_state=False"):
+        solver.set_parameters(other, reset=False, retain_state=True)
+    assert solver.get_parameters()["p1"] is params["p1"]
+
+
+def test_weight_decay_adds_to_the_gradient():
+    params = parameters()
+    solver = S.Sgd(1.0)
+    solver.set_parameters(params)
+    give_gradients({"p0": params["p0"]}, 0)
+    before = {k: p.d.copy() for k, p in params.items()}
+    g = params["p0"].g.copy()
+    solver.weight_decay(0.5)
+    np.testing.assert_allclose(params["p0"].g, g + 0.5 * before["p0"], rtol=1e-6)
+    solver.update()
+    assert np.array_equal(params["p1"].d, before["p1"])
+    assert not solver.weight_decay_is_fused()
+
+
+def test_adamw_uses_a_given_weight_decay_once_and_follows_the_schedule():
+    p = nn.Variable.from_numpy_array(np.ones(2, np.float32))
+    solver = S.AdamW(0.1, wd=0.0)
+    solver.set_parameters({"p": p})
+    p.g = 0
+    solver.weight_decay(0.5)
+    solver.update()
+    np.testing.assert_allclose(p.d, 0.5)
+    solver.update()
+    np.testing.assert_allclose(p.d, 0.5)  # back to wd
+    solver.set_learning_rate(0.05)
+    solver.weight_decay(0.5)
+    solver.update()
+    np.testing.assert_allclose(p.d, 0.375)  # half the rate, half the decay
+    assert solver.weight_decay_is_fused()
+
+
+def test_clipping_is_per_parameter():
+    params = {k: nn.Variable.from_numpy_array(np.zeros(2, np.float32)) for k in "ab"}
+    solver = S.Sgd()
+    solver.set_parameters(params)
+    params["a"].g = np.array([3, 4], np.float32)
+    params["b"].g = np.array([0.3, 0.4], np.float32)
+    solver.clip_grad_by_norm(1.0)
+    np.testing.assert_allclose(params["a"].g, [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(params["b"].g, [0.3, 0.4], rtol=1e-6)
+
+
+def test_gradients_are_scaled():
+    params = parameters()
+    solver = S.Sgd()
+    solver.set_parameters(params)
+    give_gradients(params, 0)
+    before = {k: p.g.copy() for k, p in params.items()}
+    solver.scale_grad(0.25)
+    for k, p in params.items():
+        np.testing.assert_array_equal(p.g, 0.25 * before[k])
+
+
+@pytest.mark.parametrize(
+    ("value", "inf", "nan"), [(np.inf, True, False), (np.nan, False, True), (1.0, False, False)]
+)
+def test_infinities_and_nans_of_gradients_are_found(value, inf, nan):
+    params = parameters()
+    solver = S.Sgd()
+    solver.set_parameters(params)
+    give_gradients(params, 0)
+    params["p2"].g[1, 1, 1] = value
+    assert solver.check_inf_grad() is inf
+    assert solver.check_nan_grad() is nan
+    assert solver.check_inf_or_nan_grad() is (inf or nan)
+
+
+def test_a_gradient_that_was_not_computed_is_not_checked():
+    p = nn.Variable.from_numpy_array(np.zeros(2, np.float32))
+    p.g = np.nan
+    solver = S.Sgd()
+    solver.set_parameters({"p": p})
+    solver.zero_grad()
+    assert not solver.check_inf_or_nan_grad()
+
+
+def test_states_can_be_read_and_set():
+    params = parameters()
+    solver, other = S.Adam(), S.Adam()
+    solver.set_parameters(params)
+    give_gradients(params, 0)
+    solver.update()
+    copies = {k: nn.Variable.from_numpy_array(p.d, need_grad=True) for k, p in params.items()}
+    other.set_parameters(copies)
+    other.set_states(solver.get_states())
+    for t in range(2):
+        give_gradients(params, t)
+        give_gradients(copies, t)
+        solver.update()
+        other.update()
+    for k in params:
+        assert np.array_equal(params[k].d, copies[k].d)
+
+
+def test_the_learning_rate_can_be_changed():
+    p = nn.Variable.from_numpy_array(np.zeros(1, np.float32))
+    solver = S.Sgd(1.0)
+    solver.set_parameters({"p": p})
+    solver.set_learning_rate(0.5)
+    assert solver.learning_rate() == 0.5
+    p.g = 1
+    solver.update()
+    assert p.d[0] == -0.5
+
+
+def test_hooks_run_before_and_after_an_update():
+    p = nn.Variable.from_numpy_array(np.zeros(1, np.float32))
+    solver = S.Sgd(1.0)
+    solver.set_parameters({"p": p})
+    p.g = 1
+    seen = []
+    nn.set_solver_pre_hook("k", lambda: seen.append(("global", float(p.d[0]))))
+    try:
+        solver.update(
+            lambda: seen.append(("pre", float(p.d[0]))),
+            lambda: seen.append(("post", float(p.d[0]))),
+        )
+    finally:
+        nn.unset_solver_pre_hook("k")
+    assert seen == [("global", 0.0), ("pre", 0.0), ("post", -1.0)]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "match"),
+    [
+        (lambda s: S.Sgd(-1), ArgumentError, "learning rate is -1"),
+        (lambda s: s.set_learning_rate(float("nan")), ArgumentError, "is nan"),
+        (lambda s: s.set_parameters({"w": np.zeros(2)}), SolverError, "'w' is ndarray"),
+        (lambda s: s.remove_parameters(["x"]), SolverError, "'x' is not registered"),
+        (lambda s: s.clip_grad_by_norm(0), ArgumentError, "clip_norm is 0"),
+        (lambda s: s.set_states({"x": None}), SolverError, "'x' is not registered"),
+        (
+            lambda s: s.set_states({"w": S.SolverState({"v": nn.Variable((2,))}, 1)}),
+            SolverError,
+            r"states \['v'\] but Adam keeps \['mean', 'var'\]",
+        ),
+        (
+            lambda s: s.set_states(
+                {"w": S.SolverState({k: nn.Variable((3,)) for k in ("mean", "var")}, 1)}
+            ),
+            SolverError,
+            r"has shape \(3,\) but the parameter \(2,\)",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, kind, match):
+    solver = S.Adam()
+    solver.set_parameters({"w": nn.Variable((2,))})
+    with pytest.raises(kind, match=match):
+        call(solver)
