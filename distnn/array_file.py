@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -86,7 +85,7 @@ class ArrayFile:
         if os.path.isdir(target):
             raise self.error(f"{self.name} is a directory; pass the path of a file")
         # Not tempfile: its files are readable for their owner only. Random: ranks may save at once.
-        temporary = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.tmp")
+        temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
         try:
             with open(temporary, "xb") as file:
                 file.write(content)

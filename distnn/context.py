@@ -34,9 +34,20 @@ class World:
         self.context = Context()
         self.communicator: Any = None
         self.transport: Any = None  # of a rank that is a thread
-        self.parameter_generator = np.random.RandomState(DEFAULT_SEED)
+        self._parameter_generator: np.random.RandomState | None = None
         self.seed = DEFAULT_SEED
         self.draws = 0
+
+    @property
+    def parameter_generator(self) -> np.random.RandomState:
+        """What initializers draw from; made when first asked for: numpy.random loads slowly."""
+        if self._parameter_generator is None:
+            self._parameter_generator = np.random.RandomState(DEFAULT_SEED)
+        return self._parameter_generator
+
+    @parameter_generator.setter
+    def parameter_generator(self, generator: np.random.RandomState) -> None:
+        self._parameter_generator = generator
 
     @property
     def worker(self) -> int:

@@ -93,10 +93,14 @@ class Declaration:
         self.takes_scratch = "scratch" in forward_names
         self.backward_reads = None if backward_names is None else tuple(backward_names)
         self.wants_dtype = wants_dtype
-        self.per_input: Any = tuple
-        if not variadic:
-            self.per_input = namedtuple(f"{name}_inputs", inputs)._make  # type: ignore
         self._check()
+
+    @functools.cached_property
+    def per_input(self) -> Callable[[Sequence[Any]], Any]:
+        """Makes what `backward` gets as `need` and `out`: `need.x`; a tuple if variadic."""
+        if self.variadic:
+            return tuple
+        return namedtuple(f"{self.name}_inputs", self.inputs)._make  # type: ignore[attr-defined]
 
     def _check(self) -> None:
         arrays = (*self.inputs, *self.outputs)
@@ -331,7 +335,7 @@ class Reads:
             if rule is not None:
                 rule_names.update(rule.names)
         self.fast = declaration.backward_reads is not None and any(need)
-        self.need = declaration.per_input(need)
+        self.need = declaration.per_input(need) if self.fast else need
         fast_names = set(declaration.backward_reads or ()) if self.fast else set()
         self.rules = _positions(setup, rule_names)
         self.backward = _positions(setup, fast_names) if self.fast else self.rules
