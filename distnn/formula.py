@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

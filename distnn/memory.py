@@ -14,7 +14,7 @@ import math
 import mmap
 import threading
 from collections import deque
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -41,9 +41,12 @@ class _Block(np.ndarray):
     """
 
     range: _Range
+    # Blocks die anywhere, also inside of the pool's own methods when the garbage collector runs
+    # there, and after this module at the end of the process: they only leave a note.
+    returned: ClassVar[deque[_Range]] = deque()
 
     def __del__(self) -> None:
-        pool.returned.append(self.range)
+        self.returned.append(self.range)
 
 
 class Pool:
@@ -55,9 +58,6 @@ class Pool:
         self._free: list[_Range] = []  # sorted
         self._starts: dict[tuple[int, int], int] = {}  # (region, start) of a free range -> size
         self._stops: dict[tuple[int, int], int] = {}  # (region, stop) of a free range -> size
-        # Blocks die anywhere, also inside of our own methods when the garbage collector runs there:
-        # they only leave a note.
-        self.returned: deque[_Range] = deque()
         self.mapped_bytes = 0
         self.used_bytes = 0
         self.peak_bytes = 0
@@ -76,7 +76,7 @@ class Pool:
             memory = self._regions[found.region]
         block = np.ndarray.__new__(_Block, (size,), np.uint8, memory, found.start)
         block.range = found
-        return np.ndarray(shape, dtype, block)  # type: ignore[arg-type]
+        return np.ndarray(shape, dtype, block)
 
     def release(self) -> None:
         """Return regions in which nothing is used to the system."""
@@ -113,8 +113,8 @@ class Pool:
 
     def _collect(self) -> None:
         """Take back what died, and join it with free neighbours."""
-        while self.returned:
-            size, region, start = self.returned.popleft()
+        while _Block.returned:
+            size, region, start = _Block.returned.popleft()
             self.used_bytes -= size
             before = self._stops.get((region, start))
             if before is not None:

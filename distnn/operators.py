@@ -9,6 +9,7 @@ import numpy as np
 
 from . import functions as F
 from .errors import ArgumentError, DtypeError, ShapeError
+from .functions.shaping import SetSlice, Slice
 from .ndarray import NdArray
 from .variable import Variable
 
@@ -72,17 +73,48 @@ def _getitem(x: Any, key: Any) -> Any:
     """Part of x by ints, slices, None and Ellipsis, as NumPy's; int arrays pick along axis 0."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if any(isinstance(k, list | np.ndarray | Variable | NdArray) for k in keys):
-        if len(keys) == 1:
-            indices = keys[0]
-            if not isinstance(indices, Variable | NdArray):
-                array = np.asarray(indices)
-                if array.dtype.kind not in "iu":
-                    raise DtypeError(f"[getitem] an index array has dtype {array.dtype}; use ints")
-                array = np.where(array < 0, array + x.shape[0], array)
-                make = Variable if isinstance(x, Variable) else NdArray
-                indices = make.from_numpy_array(array)
-            return F.gather(x, indices, axis=0)
-        raise ArgumentError("[getitem] an index array cannot be combined with other indices here")
+        if len(keys) > 1:
+            raise ArgumentError("[getitem] an index array cannot be combined with other indices")
+        indices = keys[0]
+        if not isinstance(indices, Variable | NdArray):
+            array = np.asarray(indices)
+            if array.dtype.kind not in "iu":
+                raise DtypeError(f"[getitem] an index array has dtype {array.dtype}; use ints")
+            make = Variable if isinstance(x, Variable) else NdArray
+            indices = make.from_numpy_array(array)
+        return F.gather(x, indices, axis=0)
+    ranges, shape = _ranges(x, keys)
+    y = Slice.of(*_slices(ranges))(x)
+    return y if shape == tuple(y.shape) else F.reshape(y, shape)
+
+
+def _setitem(x: Variable, key: Any, values: Any) -> None:
+    """x[key] = values: this Variable stands for the result from now on; graphs stay as they are."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    ranges, shape = _ranges(x, keys)
+    if not isinstance(values, Variable):
+        values = Variable.from_numpy_array(np.broadcast_to(np.asarray(values, np.float32), shape))
+    if tuple(values.shape) != shape:
+        raise ShapeError(f"[setitem] the part has shape {shape} but the values {values.shape}")
+    part = F.reshape(values, [len(r) for r in ranges])
+    y = SetSlice.of(*_slices(ranges))(x, part)
+    x._value, x._data = y._value, y._data
+
+
+def _set_part(a: NdArray, key: Any, values: Any) -> None:
+    """a[key] = values, in place."""
+    if isinstance(values, NdArray):
+        values = values.get_data("r")
+    a.data[key] = values
+
+
+def _slices(ranges: list[range]) -> list[tuple[int, ...]]:
+    """Start, stop and step of ranges."""
+    return [tuple(getattr(r, name) for r in ranges) for name in ("start", "stop", "step")]
+
+
+def _ranges(x: Any, keys: list[Any]) -> tuple[list[range], tuple[int, ...]]:
+    """What keys select along each axis, and the shape of the result."""
     if Ellipsis in keys:
         free = len(x.shape) - sum(k is not None and k is not Ellipsis for k in keys)
         at = keys.index(Ellipsis)
@@ -112,12 +144,7 @@ def _getitem(x: Any, key: Any) -> Any:
                 f"[getitem] index {k!r} is {type(k).__name__}; use ints, slices, None, Ellipsis or "
                 "an int array"
             )
-    from .functions.shaping import Slice
-
-    y = Slice.of(
-        tuple(r.start for r in ranges), tuple(r.stop for r in ranges), tuple(r.step for r in ranges)
-    )(x)
-    return F.reshape(y, shape) if tuple(shape) != tuple(y.shape) else y
+    return ranges, tuple(shape)
 
 
 def _iter(x: Any) -> Any:
@@ -153,3 +180,5 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 for _name, _function in _OPERATORS.items():
     setattr(Variable, _name, _function)
     setattr(NdArray, _name, _function)
+setattr(Variable, "__setitem__", _setitem)  # noqa: B010
+setattr(NdArray, "__setitem__", _set_part)  # noqa: B010

@@ -144,8 +144,7 @@ WHERE = [
     Case("where", F.where, [CONDITION, A, A], lambda c, a, b: np.where(c[..., None], a, b),
          "condition of fewer axes"),
     Case("where", F.where, [given([0, 1], integer=True), given([1.0, 2.0]), given([3.0, np.inf])],
-         np.where, "not chosen, infinite", slope=lambda c, a, b: a * [0, 1] + b * [1, 0],
-         second=False),
+         np.where, "not chosen, infinite"),
 ]
 
 EFFECTS = [

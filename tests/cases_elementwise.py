@@ -53,24 +53,33 @@ SELU_SCALE, SELU_ALPHA = 1.05070098735548, 1.673263242354377
 
 ACTIVATIONS = [
     unary("relu", lambda x: np.maximum(x, 0), away(0)),
-    unary("relu", lambda x: np.maximum(x, 0), AT_0, "at 0", slope=lambda x: x * [0, 0, 1.0], second=False),
-    unary("relu", lambda x: np.maximum(x, 0), MANY, "many", second=False, slope=lambda x: np.maximum(x, 0)),
+    unary("relu", lambda x: np.maximum(x, 0), AT_0, "at 0", slope=lambda x: x * [0, 0, 1.0],
+          second=False),
+    unary("relu", lambda x: np.maximum(x, 0), MANY, "many", second=False,
+          slope=lambda x: np.maximum(x, 0)),
     unary("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), away(0)),
-    unary("leaky_relu", lambda x: np.where(x > 0, x, 0.3 * x), away(0), "alpha", with_={"alpha": 0.3}),
-    unary("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), AT_0, "at 0", slope=lambda x: x * [0.1, 0.1, 1], second=False),
+    unary("leaky_relu", lambda x: np.where(x > 0, x, 0.3 * x), away(0), "alpha",
+          with_={"alpha": 0.3}),
+    unary("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), AT_0, "at 0",
+          slope=lambda x: x * [0.1, 0.1, 1], second=False),
     unary("relu6", lambda x: np.minimum(np.maximum(x, 0), 6), away(0, 6, low=-3, high=9)),
-    unary("relu6", lambda x: np.minimum(np.maximum(x, 0), 6), given([[0.0, 3.0, 6.0]]), "bounds", slope=lambda x: x * [0, 1, 0], second=False),
+    unary("relu6", lambda x: np.minimum(np.maximum(x, 0), 6), given([[0.0, 3.0, 6.0]]), "bounds",
+          slope=lambda x: x * [0, 1, 0], second=False),
     unary("elu", elu, away(0)),
     unary("elu", lambda x: elu(x, 0.5), away(0), "alpha", with_={"alpha": 0.5}),
-    unary("elu", lambda x: elu(x, 0.5), AT_0, "at 0", with_={"alpha": 0.5}, slope=lambda x: x * [0.5 * np.exp(-1.5), 1, 1], second=False),
+    unary("elu", lambda x: elu(x, 0.5), AT_0, "at 0", with_={"alpha": 0.5},
+          slope=lambda x: x * [0.5 * np.exp(-1.5), 1, 1], second=False),
     unary("elu", elu, FAR, "far"),
     unary("selu", lambda x: SELU_SCALE * elu(x, SELU_ALPHA), away(0)),
-    unary("selu", lambda x: 1.5 * elu(x, 0.5), away(0), "scale and alpha", with_={"scale": 1.5, "alpha": 0.5}),
+    unary("selu", lambda x: 1.5 * elu(x, 0.5), away(0), "scale and alpha",
+          with_={"scale": 1.5, "alpha": 0.5}),
     unary("selu", lambda x: SELU_SCALE * elu(x, SELU_ALPHA), FAR, "far"),
     unary("celu", lambda x: np.concatenate([elu(x), elu(-x)], 1), away(0)),
-    unary("celu", lambda x: np.concatenate([elu(x, 0.5), elu(-x, 0.5)], -1), away(0), "last axis", with_={"alpha": 0.5, "axis": -1}),
+    unary("celu", lambda x: np.concatenate([elu(x, 0.5), elu(-x, 0.5)], -1), away(0),
+          "last axis", with_={"alpha": 0.5, "axis": -1}),
     unary("crelu", lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], 1), away(0)),
-    unary("crelu", lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], 0), away(0), "axis 0", with_={"axis": 0}),
+    unary("crelu", lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], 0), away(0),
+          "axis 0", with_={"axis": 0}),
     unary("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
     unary("sigmoid", sigmoid, FAR, "far"),
     unary("log_sigmoid", lambda x: np.log(1 / (1 + np.exp(-x)))),
@@ -81,7 +90,8 @@ ACTIVATIONS = [
     unary("tanh_shrink", lambda x: x - np.tanh(x)),
     unary("softplus", lambda x: np.log(1 + np.exp(x))),
     unary("softplus", lambda x: np.log(1 + np.exp(3 * x)) / 3, A, "beta", with_={"beta": 3.0}),
-    unary("softplus", lambda x: np.log(1 + np.exp(-2 * x)) / -2, A, "negative beta", with_={"beta": -2.0}),
+    unary("softplus", lambda x: np.log(1 + np.exp(-2 * x)) / -2, A, "negative beta",
+          with_={"beta": -2.0}),
     unary("softplus", softplus, FAR, "far"),
     unary("softsign", lambda x: x / (1 + np.abs(x)), away(0)),
     unary("swish", lambda x: x / (1 + np.exp(-x))),
@@ -91,9 +101,11 @@ ACTIVATIONS = [
     unary("gelu", gelu),
     unary("gelu", gelu, FAR, "far"),
     unary("hard_sigmoid", lambda x: np.clip(0.2 * x + 0.5, 0, 1), away(-2.5, 2.5, low=-4, high=4)),
-    unary("hard_sigmoid", lambda x: np.clip(0.2 * x + 0.5, 0, 1), given([[-2.5, 0.5, 2.5]]), "bounds", slope=lambda x: 0.2 * x, second=False),
+    unary("hard_sigmoid", lambda x: np.clip(0.2 * x + 0.5, 0, 1), given([[-2.5, 0.5, 2.5]]),
+          "bounds", slope=lambda x: 0.2 * x, second=False),
     unary("hard_tanh", lambda x: np.clip(x, -1, 1), away(-1, 1)),
-    unary("hard_tanh", lambda x: np.clip(x, -1, 1), given([[-1.0, 0.5, 1.0]]), "bounds", slope=lambda x: x, second=False),
+    unary("hard_tanh", lambda x: np.clip(x, -1, 1), given([[-1.0, 0.5, 1.0]]), "bounds",
+          slope=lambda x: x, second=False),
 ]  # fmt: skip
 
 PRELU = [
@@ -133,7 +145,7 @@ PRELU = [
         [AT_0, given(0.5)],
         lambda x, a: np.maximum(x, 0) + a * np.minimum(x, 0),
         "at 0",
-        slope=lambda x, a: x * [0.5, 1, 1] + a * [-1.5, 0, 0],
+        slope=lambda x, a: x * [0.5, 1, 1] + a * np.array([-1.5, 0, 0]),
         second=False,
     ),
 ]
@@ -155,8 +167,9 @@ MATHEMATICS = [
     unary("atanh", np.arctanh, Input((2, 3, 4), -0.8, 0.8)),
     unary("abs", np.abs, away(0)),
     unary("abs", np.abs, AT_0, "at 0", slope=lambda x: x * [-1, 1, 1], second=False),
-    unary("sign", lambda x: np.where(x > 0, 1, -1), away(0), slope=lambda x: x),
-    unary("sign", lambda x: np.sign(x) + 0.5 * (x == 0), AT_0, "alpha at 0", with_={"alpha": 0.5}, slope=lambda x: x),
+    unary("sign", np.sign, away(0), slope=lambda x: x),
+    unary("sign", lambda x: np.sign(x) + 0.5 * (x == 0), AT_0, "alpha at 0",
+          with_={"alpha": 0.5}, slope=lambda x: x),
     unary("floor", np.floor, away(-1, 0, 1), slope=lambda x: x),
     unary("ceil", np.ceil, away(-1, 0, 1), slope=lambda x: x),
     unary("identity", lambda x: x),
@@ -170,7 +183,7 @@ PAIR = [
 TARGET = Input((2, 3, 4), 0.0, 1.0)
 TIES = [given([[1.0, 2.0, 3.0]]), given([[1.0, 3.0, 2.0]])]
 # Binary cross entropy with logarithms cut off where a float32 would underflow.
-LEAST_LOG = np.log(1.17549435e-38)
+LEAST_LOG = np.log(np.float64(np.finfo(np.float32).tiny))
 
 
 def huber(x: Any, y: Any, delta: float) -> Any:

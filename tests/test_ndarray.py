@@ -214,6 +214,28 @@ def test_indexing_is_that_of_numpy_and_has_gradients(key):
     np.testing.assert_array_equal(x.g, expected)
 
 
+@pytest.mark.parametrize("key", [0, slice(None, None, 2), (..., 1), (1, slice(2), None)], ids=str)
+def test_a_part_can_be_set_and_has_gradients(key):
+    start = np.arange(12.0).reshape(4, 3)
+    x, v = variable(start), variable(np.full_like(start[key], -1))
+    y = x * 2
+    y[key] = v * 3
+    loss = F.sum(y * y)
+    loss.forward()
+    loss.backward()
+    expected = 2 * start
+    expected[key] = -3
+    np.testing.assert_array_equal(y.d, expected)
+    dx = 8 * start
+    dx[key] = 0
+    np.testing.assert_array_equal(x.g, dx)
+    np.testing.assert_array_equal(v.g, np.full_like(start[key], -18))
+    a = array(start)
+    a[key] = 7
+    start[key] = 7
+    np.testing.assert_array_equal(a.data, start)
+
+
 def test_len_and_iteration_go_along_axis_0():
     a = array([[1.0, 2.0], [3.0, 4.0]])
     assert len(a) == 2

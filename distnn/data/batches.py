@@ -133,7 +133,8 @@ class Batches:
 
     def _place(self) -> str:
         order = self.source.order
-        sample = "" if order is None else f" (sample {order[self.position]})"
+        known = isinstance(order, np.ndarray | list) and len(order) == self.source.size
+        sample = f" (sample {order[self.position]})" if known else ""
         return f"position {self.position} of epoch {self.epoch}{sample}"
 
     # -- state --------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ def check_generator_states(function: str, source: object, states: Mapping[str, A
         there = states[path]["bit_generator"]
         if here != there:
             raise ArgumentError(
-                f"[{function}] state of the random generator {path!r} is of a {there} but the data "
-                f"source has a {here}; make the data source with the same kind of generator"
+                f"[{function}] state of the random generator {path!r} is of {there} but the data "
+                f"source has {here}; make the data source with the same kind of generator"
             )
 
 

@@ -92,10 +92,8 @@ class OrderedDataSource(DataSource):
         if state is None:
             order = _Order(np.arange(self._size), None)
         else:
-            now = get_generator_state(self._rng)
             set_generator_state(self._rng, state)
             order = _Order(self._rng.permutation(self._size), state)
-            set_generator_state(self._rng, now)
         with self._lock:
             self._orders = {generation: order}  # later ones may be of another history
 
@@ -128,7 +126,7 @@ class SimpleDataSource(OrderedDataSource):
     ) -> None:
         if not callable(load_func):
             raise DtypeError(
-                f"[SimpleDataSource] load_func is a {type(load_func).__name__}; pass a function "
+                f"[SimpleDataSource] load_func is of type {type(load_func).__name__}; pass a function "
                 "that takes the number of a sample and returns a tuple of arrays"
             )
         if num_examples < 1:
@@ -151,7 +149,7 @@ class SimpleDataSource(OrderedDataSource):
 
 
 def _kind(sample: object) -> str:
-    return "None" if sample is None else f"a {type(sample).__name__}"
+    return "None" if sample is None else f"{sample!r} of type {type(sample).__name__}"
 
 
 class ConcatDataSource(OrderedDataSource):

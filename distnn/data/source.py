@@ -52,7 +52,7 @@ class DataSource:
             rng = np.random.RandomState(DEFAULT_SEED)
         elif not isinstance(rng, GENERATOR_TYPES):
             raise DtypeError(
-                f"[{type(self).__name__}] rng is {rng!r}, a {type(rng).__name__}; pass a numpy "
+                f"[{type(self).__name__}] rng is {rng!r} of type {type(rng).__name__}; pass a numpy "
                 "generator, for example numpy.random.RandomState(313)"
             )
         self._rng: RandomGenerator = rng
@@ -170,17 +170,17 @@ def check_source(function: str, argument: str, source: object) -> None:
     """Raise unless `source` is a DataSource with samples and variables."""
     if not isinstance(source, DataSource):
         raise DtypeError(
-            f"[{function}] {argument} is a {type(source).__name__}; pass a DataSource, or use "
+            f"[{function}] {argument} is of type {type(source).__name__}; pass a DataSource, or use "
             "data_iterator_simple(load_func, num_examples, batch_size) for a function"
         )
     name = type(source).__name__
     if source.size < 1:
         raise ArgumentError(
-            f"[{function}] {argument}, a {name}, has size {source.size}; set self._size to the "
+            f"[{function}] {argument} ({name}) has size {source.size}; set self._size to the "
             "number of samples, 1 or more, in its __init__"
         )
     if not source.variables:
         raise ArgumentError(
-            f"[{function}] {argument}, a {name}, has the variables {source.variables}; set "
+            f"[{function}] {argument} ({name}) has the variables {source.variables}; set "
             "self._variables to a name for each array of a sample in its __init__"
         )

@@ -88,6 +88,8 @@ def affine(x: Any, weight: Any, bias: Any = None, base_axis: int = 1) -> Any:
     """
     shape = shape_of("affine", "x", x)
     shape_of("affine", "weight", weight)
+    if bias is not None:
+        shape_of("affine", "bias", bias)
     axis = whole_number("affine", "base_axis", base_axis)
     if not 0 <= axis <= len(shape):
         raise ShapeError(f"[affine] base_axis is {axis} but x is {shape}; pass 0 to {len(shape)}")

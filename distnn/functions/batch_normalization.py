@@ -276,6 +276,8 @@ def _gradient(
 class FixedNormalization(_Normalization):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta with given statistics."""
 
+    name = "batch_normalization"
+
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
     ) -> Spec:
@@ -351,6 +353,8 @@ def batch_normalization(
     (8, 3, 4, 4)
     """
     shape = shape_of("batch_normalization", "x", x)
+    shape_of("batch_normalization", "mean", mean)
+    shape_of("batch_normalization", "variance", variance)
     where = axes_of("batch_normalization", axes, len(shape), "axes")
     if not where:
         raise ArgumentError("[batch_normalization] axes is empty; pass the channel axis: axes=[1]")

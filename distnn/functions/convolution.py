@@ -282,7 +282,9 @@ def convolution(
     >>> F.convolution(nn.Variable((2, 3, 8, 8)), nn.Variable((4, 3, 3, 3)), pad=(1, 1)).shape
     (2, 4, 8, 8)
     """
-    geometry, batch = _geometry("convolution", x, weight, base_axis, pad, stride, dilation, group)
+    geometry, batch = _geometry(
+        "convolution", x, weight, bias, base_axis, pad, stride, dilation, group
+    )
     x = _one_batch_axis(x, batch)
     y = Convolution.of(geometry, bool(channel_last))(x, weight, bias)
     return _batch_axes(y, batch)
@@ -315,7 +317,9 @@ def deconvolution(
     >>> F.deconvolution(nn.Variable((2, 4, 8, 8)), nn.Variable((4, 3, 3, 3))).shape
     (2, 3, 10, 10)
     """
-    geometry, batch = _geometry("deconvolution", x, weight, base_axis, pad, stride, dilation, group)
+    geometry, batch = _geometry(
+        "deconvolution", x, weight, bias, base_axis, pad, stride, dilation, group
+    )
     base_axis = len(batch)
     kernel = weight.shape[1:-1] if channel_last else weight.shape[2:]
     extra = per_axis("deconvolution", "output_padding", output_padding, len(kernel), 0)
@@ -350,10 +354,20 @@ def deconvolution(
 
 
 def _geometry(
-    function: str, x: Any, w: Any, base_axis: int, pad: Any, stride: Any, dilation: Any, group: int
+    function: str,
+    x: Any,
+    w: Any,
+    b: Any,
+    base_axis: int,
+    pad: Any,
+    stride: Any,
+    dilation: Any,
+    group: int,
 ) -> tuple[Geometry, tuple[int, ...]]:
     """The checked geometry, and the batch axes of x."""
     shape, spatial = shape_of(function, "x", x), len(shape_of(function, "weight", w)) - 2
+    if b is not None:
+        shape_of(function, "bias", b)
     base_axis = whole_number(function, "base_axis", base_axis)
     group = whole_number(function, "group", group)
     if spatial < 1:

@@ -114,6 +114,7 @@ def gather(x: Any, Indices: Any, axis: int | None = None, batch_dims: int | None
     if batch_dims:
         raise ArgumentError(f"[gather] batch_dims is {batch_dims}; only 0 is supported yet")
     ndim = len(shape_of("gather", "x", x))
+    shape_of("gather", "Indices", Indices)
     return Gather.of(axis_of("gather", 0 if axis is None else axis, ndim))(x, Indices)
 
 
@@ -191,8 +192,8 @@ class TopNError(Function):
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
         if target.shape != shape:
             raise ShapeError(
-                f"[top_n_error] target has shape {target.shape} but x {x.shape} with axis {self.axis} "
-                f"needs {shape}"
+                f"[top_n_error] target has shape {target.shape} but x {x.shape} with axis "
+                f"{self.axis} needs {shape}: class numbers, one for each row of x"
             )
         return Spec(shape, x.dtype)
 
@@ -223,4 +224,5 @@ def top_n_error(x: Any, target: Any, axis: int | None = None, n: int = 1) -> Any
     if n < 1:
         raise ArgumentError(f"[top_n_error] n is {n}; pass 1 or more")
     ndim = len(shape_of("top_n_error", "x", x))
-    return TopNError.of(axis_of("top_n_error", -1 if axis is None else axis, ndim), n)(x, target)
+    where = axis_of("top_n_error", -1 if axis is None else axis, ndim)
+    return TopNError.of(where, n)(x, target)

@@ -46,6 +46,8 @@ class MirrorPad(Function):
     widths: tuple[tuple[int, int], ...]
     mode: str
 
+    name = "pad"
+
     def setup(self, x: Spec) -> Spec:
         for axis, (n, width) in enumerate(zip(x.shape, self.widths, strict=True)):
             if any(width) and n == 0:

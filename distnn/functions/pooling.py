@@ -45,23 +45,23 @@ class _Windows(Function, by_signature=False):
             lengths[a] = (n - k) // s + 1 if self.ignore_border else -(-n // s)
         return tuple(lengths)
 
-    def spec(self, function: str, x: Spec, needs_elements: bool) -> Spec:
+    def spec(self, x: Spec, needs_elements: bool) -> Spec:
         if x.ndim < len(self.kernel) + self.channel_last:
             raise ShapeError(
-                f"[{function}] x has shape {x.shape} but the kernel {self.kernel} needs "
+                f"[{self.name}] x has shape {x.shape} but the kernel {self.kernel} needs "
                 f"{len(self.kernel)} spatial axes{' and channels' * self.channel_last}; pass a "
                 "shorter kernel"
             )
         shape = self.result_shape(x.shape)
         if any(shape[a] < 1 for a in self._axes(x.ndim)):
             raise ShapeError(
-                f"[{function}] the kernel {self.kernel} with pad {self.pad} does not fit into x "
+                f"[{self.name}] the kernel {self.kernel} with pad {self.pad} does not fit into x "
                 f"{x.shape}; pad x or use a smaller kernel"
             )
         for a, s, p in zip(self._axes(x.ndim), self.stride, self.pad, strict=True):
             if needs_elements and (shape[a] - 1) * s - p >= x.shape[a] > 0:
                 raise ShapeError(
-                    f"[{function}] with ignore_border=False the last window of axis {a} of x "
+                    f"[{self.name}] with ignore_border=False the last window of axis {a} of x "
                     f"{x.shape} lies in the pad of {p} alone; use ignore_border=True, less pad or "
                     "another stride"
                 )
@@ -109,9 +109,12 @@ class LinearPooling(_Windows):
     average: bool
     including_pad: bool
 
+    @property
+    def name(self) -> str:
+        return "average_pooling" if self.average else "sum_pooling"
+
     def setup(self, x: Spec) -> Spec:
-        name = "average_pooling" if self.average else "sum_pooling"
-        return self.spec(name, x, self.average and not self.including_pad)
+        return self.spec(x, self.average and not self.including_pad)
 
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         y = xp.empty(self.result_shape(x.shape), x.dtype) if out is None else out
@@ -157,7 +160,7 @@ class MaxPooling(_Windows):
     outputs = ("y", "index")
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
-        y = self.spec("max_pooling", x, True)
+        y = self.spec(x, True)
         return y, Spec(y.shape, np.dtype(np.int32))
 
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
@@ -230,7 +233,7 @@ def _windows(
     lengths = whole_numbers(function, "kernel", kernel)
     if not lengths or min(lengths) < 1:
         raise ArgumentError(
-            f"[{function}] kernel is {lengths}; pass 1 or more for each spatial axis, such as (2, 2)"
+            f"[{function}] kernel is {lengths}; pass 1 or more for each spatial axis: (2, 2)"
         )
     steps = (
         lengths

@@ -133,12 +133,15 @@ class Extreme(_Reduction):
 
     outputs = ("y", "index")
 
+    @property
+    def name(self) -> str:
+        return "max" if self.largest else "min"
+
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
         if math.prod(x.shape[i] for i in self.axes) == 0:
-            name = "max" if self.largest else "min"
             raise ShapeError(
-                f"[{name}] x has shape {x.shape} and axis is {self.axes}: an empty axis has no "
-                f"{name}; pass one element or more"
+                f"[{self.name}] x has shape {x.shape} and axis is {self.axes}: an empty axis has "
+                f"no {self.name}; pass one element or more"
             )
         y = self.result(x)
         return y, Spec(y.shape, np.dtype(np.int64))

@@ -182,6 +182,34 @@ class Unslice(Function):
         return xp.slice(dy, self.start, self.stop, self.step)
 
 
+@dataclass(frozen=True)
+class SetSlice(Function):
+    """y = x but for y[start:stop:step] = v."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    step: tuple[int, ...]
+
+    inplace = (0,)
+
+    def setup(self, x: Spec, v: Spec) -> Spec:
+        return Spec(x.shape, x.dtype)
+
+    def forward(self, xp: Any, x: Any, v: Any, *, out: Any = None) -> Any:
+        y = xp.empty(x.shape, x.dtype) if out is None else out
+        xp.copyto(y, x)
+        y[slices(self.start, self.stop, self.step)] = v
+        return y
+
+    def grad_x(self, xp: Any, dy: Any) -> Any:
+        part = xp.slice(dy, self.start, self.stop, self.step)
+        zeros = xp.constant(0, part.shape, part)
+        return xp.call(SetSlice.of(self.start, self.stop, self.step), dy, zeros)
+
+    def grad_v(self, xp: Any, dy: Any) -> Any:
+        return xp.slice(dy, self.start, self.stop, self.step)
+
+
 @function_api
 def slice(
     x: Any,
@@ -216,8 +244,7 @@ def slice(
     for length, a, b, s in zip(shape[free:], *columns, strict=True):
         if s == 0:
             raise ArgumentError(
-                f"[slice] step is {tuple(step)}; pass 1 instead of 0, or a negative number to go "
-                "back"
+                f"[slice] step is {step}; pass 1 instead of 0, or a negative number to go back"
             )
         ranges.append(range(*np.s_[a:b:s].indices(length)))
     return Slice.of(

@@ -104,8 +104,8 @@ class SoftmaxCrossEntropy(Function):
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
         if target.shape != shape:
             raise ShapeError(
-                f"[softmax_cross_entropy] target has shape {target.shape} but x {x.shape} with axis "
-                f"{self.axis} needs {shape}: class numbers, one for each row of x"
+                f"[softmax_cross_entropy] target has shape {target.shape} but x {x.shape} with "
+                f"axis {self.axis} needs {shape}: class numbers, one for each row of x"
             )
         return Spec(shape, x.dtype), Spec(x.shape, x.dtype)
 

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 from . import protocol, report, shm
 from .output import Output
@@ -25,6 +26,11 @@ from .server import Connection, Server
 _STOP = 2.0  # for supervisors to end their programs; they use 1.3 at most
 _LEAVE = 1.0  # for mpirun to end when no rank is left
 _TERMINATE = 0.7  # for mpirun to end after SIGTERM
+# For the others to follow a rank that ends by os._exit(0): MPI programs that end so meet before.
+# Where one rank has left too early, the others wait for it in MPI for ever.
+_FOLLOW = 2.0
+# For mpirun to tell why supervisors are gone: Hydra kills them all when a program calls MPI_Abort.
+_LOST = 0.25
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -54,7 +60,9 @@ class Job:
         self._workers: dict[int, int] = {}  # rank -> process group on this machine
         self._failures: dict[int, report.Failure] = {}
         self._unfinished = set(range(size))
+        self._left: tuple[float, Connection] | None = None  # when who first ended by os._exit(0)
         self._mpirun_text = b""  # held back: what mpirun says of ranks that we end
+        self._lost: tuple[float, Connection] | None = None  # when which supervisor was gone first
         self._signal = 0
         self._interrupts = 0
         self._reason: str | None = None  # why it was stopped, where no rank has failed
@@ -81,6 +89,7 @@ class Job:
         environment = {**self._environment, protocol.VARIABLE: self._server.address}
         self._mpirun = subprocess.Popen(
             self._command,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
@@ -133,24 +142,45 @@ class Job:
         elif kind == protocol.FAILED:
             self._failures[rank] = report.Failure(rank, connection.host, **account)
         elif kind == protocol.ENDED:
-            connection.ended = True
-            self._workers.pop(rank, None)
-            if rank in self._failures:
-                self._failures[rank].tail = account["tail"]
-            elif account["status"] != 0:
-                self._failures[rank] = report.Failure(rank, connection.host, **account)
-            else:
-                self._unfinished.discard(rank)
+            self._note_end(connection, **account)
+
+    def _note_end(self, connection: Connection, finished: bool, **account: Any) -> None:
+        rank = connection.rank
+        connection.ended = True
+        self._workers.pop(rank, None)
+        if rank in self._failures:
+            self._failures[rank].tail = account["tail"]
+        elif account["status"] != 0:
+            self._failures[rank] = report.Failure(rank, connection.host, **account)
+        else:
+            self._unfinished.discard(rank)
+            if not finished and self._left is None:
+                self._left = time.monotonic(), connection
+
+    def _look_for_leavers(self, now: float) -> None:
+        """Find the ranks that no longer take part, although nobody has said that they failed."""
+        if self._left is not None and self._unfinished and now - self._left[0] >= _FOLLOW:
+            self._fail(
+                self._left[1],
+                "it ended by os._exit(0) before the end of its program, and "
+                f"{report.ranks_text(self._unfinished)} had not ended {_FOLLOW:g} s later; "
+                "end the program by returning, so that MPI_Finalize is called",
+            )
+        elif self._lost is not None and now - self._lost[0] >= _LOST:
+            self._fail(
+                self._lost[1],
+                "its supervisor process is gone: killed from outside, or the node or network "
+                "failed",
+            )
+
+    def _fail(self, connection: Connection, why: str) -> None:
+        rank = connection.rank
+        self._failures[rank] = report.Failure(rank, connection.host, time.time(), 1, traceback=why)
 
     def _lose(self, connection: Connection) -> None:
         del self._server.connections[connection.rank]
-        if not connection.ended and not self._stopping:
-            text = (
-                "its supervisor process is gone: killed from outside, or the node or network failed"
-            )
-            self._failures[connection.rank] = report.Failure(
-                connection.rank, connection.host, time.time(), 1, traceback=text
-            )
+        if not connection.ended and self._lost is None:
+            self._lost = time.monotonic(), connection
 
     def _pass_on(self, fd: int) -> bool:
         """Read from mpirun itself; False at the end or when there is nothing now."""
@@ -183,6 +213,7 @@ class Job:
             if self._interrupts > 1:  # Ctrl-C again: no more waiting
                 self._kill_everything()
             return
+        self._look_for_leavers(now)
         unfinished = report.ranks_text(self._unfinished)
         if self._failures:
             self._stop(now)
@@ -278,6 +309,8 @@ class Job:
             ends.append(self._deadline - now)
         if self._timeout is not None and not self._stopping:
             ends.append(self._begin + self._timeout - now)
+        if self._lost is not None and not self._stopping:
+            ends.append(_LOST)
         return max(0.0, min(ends))
 
     def _watch_signals(self) -> int:

@@ -87,7 +87,7 @@ def mpi_of_mpi4py(python: str = sys.executable) -> Mpi:
             f"mpi4py is installed but finds no MPI library ({answer['broken']}); on a cluster "
             "load its MPI (module load ...), elsewhere `pip install distnn[mpi]`"
         )
-    version = answer["version"].splitlines()[0].rstrip("\0 ")
+    version = answer["version"].splitlines()[0].rstrip("\0 ").partition(", package:")[0]
     vendor = vendor_of(answer["version"])
     if vendor is None:
         raise LaunchError(
@@ -119,9 +119,11 @@ def find_mpirun(mpi: Mpi, python: str = sys.executable, given: str | None = None
     candidates = [given] if given else _candidates(mpi, python)
     for path in candidates:
         said = _version_of(path)
-        if vendor_of(said) == mpi.vendor:
+        vendor = vendor_of(said)
+        if vendor == mpi.vendor:
             return path
-        others.append(f"{path} is of {(said.strip().splitlines() or ['unknown'])[0]!r}")
+        first_line = (said.strip().splitlines() or ["nothing"])[0]
+        others.append(f"{path} is of {vendor or 'an unknown MPI'} (it says {first_line!r})")
     if others:
         raise LaunchError(
             f"mpi4py uses {mpi.version!r} ({mpi.library or 'path unknown'}), but "

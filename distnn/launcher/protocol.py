@@ -18,7 +18,8 @@ STARTED = b"s"  # JSON: pid of the worker, which leads a process group of its ow
 OUT = b"o"  # bytes the worker wrote to stdout
 ERR = b"e"  # bytes the worker wrote to stderr
 FAILED = b"f"  # JSON: an uncaught exception: time, status, exception, traceback, where
-ENDED = b"x"  # JSON: time, status, signal, tail (the last that was written to stderr)
+# JSON: time, status, signal, tail (the last of stderr), finished (came to the program's end)
+ENDED = b"x"
 
 ACCEPTED = b"A"
 STOP = b"S"  # end the worker: SIGTERM, a second later SIGKILL

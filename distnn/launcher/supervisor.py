@@ -44,6 +44,7 @@ class Supervisor:
         self._worker: subprocess.Popen | None = None
         self._pipes: dict[int, bytes] = {}  # read ends -> kind of frame
         self._record = b""
+        self._finished = False  # the program has reached its end
         self._tail = b""
         self._log: IO[bytes] | None = None
         self._shared: shm.SharedFolder | None = None
@@ -118,6 +119,8 @@ class Supervisor:
         os.set_inheritable(record_end, True)
         self._worker = subprocess.Popen(
             command(self._options, record_end, os.getpid()),
+            # Open MPI 5 passes stdin on without its end, or twice (prrte#2220, #2579).
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
@@ -139,10 +142,10 @@ class Supervisor:
 
     def _refuse(self, error: Exception) -> int:
         """The program cannot be started here: say so, and wait for the launcher to end all."""
-        account = {"time": time.time(), "status": 2, "exception": type(error).__name__}
         text = str(error) if isinstance(error, LaunchError) else traceback.format_exc()
+        account = {"time": time.time(), "status": 2}
         self._send(protocol.FAILED, {**account, "traceback": text})
-        self._send(protocol.ENDED, {**account, "signal": 0, "tail": ""})
+        self._send(protocol.ENDED, {**account, "signal": 0, "tail": "", "finished": False})
         with contextlib.suppress(OSError):
             while self._launcher.recv(1):
                 pass
@@ -203,9 +206,12 @@ class Supervisor:
             del self._pipes[pipe]
             return False
         if kind == protocol.FAILED:
-            self._record += data
-            if self._record.endswith(b"\n"):
-                self._send(kind, json.loads(self._record))
+            *accounts, self._record = (self._record + data).split(b"\n")
+            for account in map(json.loads, accounts):
+                if "finished" in account:
+                    self._finished = True
+                else:
+                    self._send(kind, account)
             return True
         if self._log is not None:
             self._log.write(data)
@@ -227,7 +233,7 @@ class Supervisor:
         status = code if code >= 0 else 128 - code
         tail = self._tail.decode(errors="replace")
         end = {"time": now, "status": status, "signal": max(0, -code), "tail": tail}
-        self._send(protocol.ENDED, end)
+        self._send(protocol.ENDED, {**end, "finished": self._finished})
         if code != 0 or self._stopping:
             self._kill(signal.SIGKILL)  # what the program has started and not ended
         self._ended = True

@@ -40,15 +40,17 @@ def main() -> None:
         sys.stdout.reconfigure(line_buffering=True)
     module = sys.argv[3] == "-m"
     arguments = sys.argv[4:] if module else sys.argv[3:]
+    process = os.getpid()
     try:
         _run(arguments, module)
-    except SystemExit as ending:
-        status = _status(ending)
-        if status != 0:
-            _fail(record, ending, status)
     except BaseException as error:
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        _fail(record, error, status)
+        if os.getpid() != process:
+            raise  # a child that the program has forked
+        status = _status(error)
+        if status != 0:
+            _fail(record, error, status)
+    if record >= 0 and os.getpid() == process:
+        _write(record, {"finished": True})
 
 
 def _run(arguments: list[str], module: bool) -> None:
@@ -73,15 +75,15 @@ def _run(arguments: list[str], module: bool) -> None:
     exec(code, program.__dict__)
 
 
-def _status(ending: SystemExit) -> int:
-    """The exit status Python gives for this SystemExit; texts are printed, as Python does."""
-    if ending.code is None:
-        return 0
-    if isinstance(ending.code, int):
-        return ending.code & 0xFF
-    with contextlib.suppress(Exception):
-        print(ending.code, file=sys.stderr, flush=True)
-    return 1
+def _status(error: BaseException) -> int:
+    """The exit status Python gives for an uncaught exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if not isinstance(error, SystemExit):
+        return 1
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    return 0 if error.code is None else 1
 
 
 def _fail(record: int, error: BaseException, status: int) -> None:
@@ -94,6 +96,8 @@ def _fail(record: int, error: BaseException, status: int) -> None:
     account["exception"] = type(error).__name__
     if isinstance(error, SystemExit):
         account["exception"] = f"SystemExit({error.code!r})"
+        if not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)  # as Python does
     else:
         account["traceback"] = "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
@@ -105,12 +109,16 @@ def _fail(record: int, error: BaseException, status: int) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     if record >= 0:
-        with contextlib.suppress(OSError), open(record, "wb") as file:
-            file.write(json.dumps(account).encode() + b"\n")
+        _write(record, account)
     else:
         _abort(status)
     # Not the ordinary way out: MPI_Finalize, called at exit, waits for ranks that wait for us.
     os._exit(status)
+
+
+def _write(record: int, account: dict[str, object]) -> None:
+    with contextlib.suppress(OSError), open(record, "wb") as file:
+        file.write(json.dumps(account).encode() + b"\n")
 
 
 def _is_ours(filename: str) -> bool:
