@@ -126,8 +126,8 @@ class SimpleDataSource(OrderedDataSource):
     ) -> None:
         if not callable(load_func):
             raise DtypeError(
-                f"[SimpleDataSource] load_func is of type {type(load_func).__name__}; pass a function "
-                "that takes the number of a sample and returns a tuple of arrays"
+                f"[SimpleDataSource] load_func is of type {type(load_func).__name__}; pass a "
+                "function that takes the number of a sample and returns a tuple of arrays"
             )
         if num_examples < 1:
             raise ArgumentError(
@@ -149,7 +149,7 @@ class SimpleDataSource(OrderedDataSource):
 
 
 def _kind(sample: object) -> str:
-    return "None" if sample is None else f"{sample!r} of type {type(sample).__name__}"
+    return "None" if sample is None else f"an object of type {type(sample).__name__}"
 
 
 class ConcatDataSource(OrderedDataSource):

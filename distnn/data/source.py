@@ -52,7 +52,7 @@ class DataSource:
             rng = np.random.RandomState(DEFAULT_SEED)
         elif not isinstance(rng, GENERATOR_TYPES):
             raise DtypeError(
-                f"[{type(self).__name__}] rng is {rng!r} of type {type(rng).__name__}; pass a numpy "
+                f"[{type(self).__name__}] rng is of type {type(rng).__name__}; pass a numpy "
                 "generator, for example numpy.random.RandomState(313)"
             )
         self._rng: RandomGenerator = rng
@@ -170,8 +170,8 @@ def check_source(function: str, argument: str, source: object) -> None:
     """Raise unless `source` is a DataSource with samples and variables."""
     if not isinstance(source, DataSource):
         raise DtypeError(
-            f"[{function}] {argument} is of type {type(source).__name__}; pass a DataSource, or use "
-            "data_iterator_simple(load_func, num_examples, batch_size) for a function"
+            f"[{function}] {argument} is of type {type(source).__name__}; pass a DataSource, or "
+            "use data_iterator_simple(load_func, num_examples, batch_size) for a function"
         )
     name = type(source).__name__
     if source.size < 1:
@@ -181,6 +181,6 @@ def check_source(function: str, argument: str, source: object) -> None:
         )
     if not source.variables:
         raise ArgumentError(
-            f"[{function}] {argument} ({name}) has the variables {source.variables}; set "
-            "self._variables to a name for each array of a sample in its __init__"
+            f"[{function}] {argument} ({name}) has the variables {source.variables}; "
+            "set self._variables to a name for each array of a sample in its __init__"
         )
