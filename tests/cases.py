@@ -1,4 +1,4 @@
-"""The table of function tests: rows for every function, by family.
+"""The table of function tests: rows for every function, by family, and for operators.
 
 A row says how a function is called, on which inputs, and its definition in plain NumPy, written in
 float64 from the definition; what a row may say is in `cases_row.py`. `test_functions.py` checks
@@ -13,6 +13,7 @@ import cases_elementwise
 import cases_indexing
 import cases_matrix
 import cases_normalization
+import cases_operators
 import cases_pooling
 import cases_reduction
 import cases_shaping
@@ -30,4 +31,5 @@ CASES: list[Case] = [
     *cases_softmax.CASES,
     *cases_indexing.CASES,
     *cases_shaping.CASES,
+    *cases_operators.CASES,
 ]

@@ -151,7 +151,7 @@ EFFECTS = [
     Case("constant", lambda: F.constant(2.5, (2, 3)), [], lambda: np.full((2, 3), 2.5)),
     Case("constant", lambda: F.constant(), [], lambda: np.zeros(()), "default"),
     # The gradient goes to dst, as if the result were dst itself.
-    Case("assign", F.assign, [A, A], lambda dst, src: src, slope=lambda dst, src: dst,
+    Case("assign", F.assign, [A, A], lambda dst, src: src, slope=lambda dst, src: dst, second=False,
          updates=lambda dst, src: {0: src}, empty=[(0, 3), (0, 3)]),
     # Gradients of sink do not follow from its value: test_functions_beyond_the_table.py.
     Case("sink", F.sink, [A.constant(), Input((3,)).constant()], lambda a, b: np.zeros(())),

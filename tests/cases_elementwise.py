@@ -167,11 +167,11 @@ MATHEMATICS = [
     unary("atanh", np.arctanh, Input((2, 3, 4), -0.8, 0.8)),
     unary("abs", np.abs, away(0)),
     unary("abs", np.abs, AT_0, "at 0", slope=lambda x: x * [-1, 1, 1], second=False),
-    unary("sign", np.sign, away(0), slope=lambda x: x),
+    unary("sign", np.sign, away(0), slope=lambda x: x, second=False),
     unary("sign", lambda x: np.sign(x) + 0.5 * (x == 0), AT_0, "alpha at 0",
-          with_={"alpha": 0.5}, slope=lambda x: x),
-    unary("floor", np.floor, away(-1, 0, 1), slope=lambda x: x),
-    unary("ceil", np.ceil, away(-1, 0, 1), slope=lambda x: x),
+          with_={"alpha": 0.5}, slope=lambda x: x, second=False),
+    unary("floor", np.floor, away(-1, 0, 1), slope=lambda x: x, second=False),
+    unary("ceil", np.ceil, away(-1, 0, 1), slope=lambda x: x, second=False),
     unary("identity", lambda x: x),
 ]  # fmt: skip
 

@@ -13,15 +13,33 @@ from cases_row import Case
 import distnn as nn
 import distnn.functions as F
 
-_IDS = [case.id for case in CASES]
-table = pytest.mark.parametrize("case", CASES, ids=_IDS)
 # Of results of order one; for float32 the row says it.
 _RTOL = {"double": 1e-12, "half": 4e-3}
 _DTYPES = {"float": np.float32, "double": np.float64, "half": np.float16}
 
 
+def differentiable(case: Case):
+    """Numbers of the inputs that have a gradient."""
+    return [i for i, x in enumerate(case.inputs) if x.grad and not x.integer]
+
+
+def rows(condition):
+    """The rows for which a property has a meaning."""
+    chosen = [case for case in CASES if condition(case)]
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.id)
+
+
+every_row = rows(lambda case: True)
+with_gradient = rows(differentiable)
+
+
 def context(type_config):
     return nn.context_scope(nn.Context([f"cpu:{type_config}"]))
+
+
+def drawn(case: Case, type_config="float"):
+    """Inputs in the dtype of the context: functions read them as they are, without a copy."""
+    return [v if v.dtype.kind == "i" else v.astype(_DTYPES[type_config]) for v in case.draw()]
 
 
 def variables(case: Case, values):
@@ -36,14 +54,12 @@ def as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def computed(case: Case, values, dynamic=False, **flags):
+def computed(case: Case, values):
     """(leaves, results) of a call."""
     nn.seed(7)
     leaves = variables(case, values)
-    with nn.auto_forward(dynamic):
-        results = as_tuple(case.call(*leaves))
-    if not dynamic:
-        nn.forward_all(results, **flags)
+    results = as_tuple(case.call(*leaves))
+    nn.forward_all(results)
     return leaves, results
 
 
@@ -76,15 +92,6 @@ def backward(case: Case, values, only=None):
     return leaves, weights
 
 
-def differentiable(case: Case):
-    return [i for i, x in enumerate(case.inputs) if x.grad and not x.integer]
-
-
-def skip_without_gradient(case: Case):
-    if not differentiable(case):
-        pytest.skip("no input has a gradient")
-
-
 def updated(case: Case):
     """Numbers of the inputs that the function updates."""
     return case.updates(*case.draw()).keys() if case.updates else ()
@@ -98,54 +105,48 @@ def close(actual, expected, rtol):
     np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=rtol, atol=rtol * scale)
 
 
+def same_bits(actual, expected):
+    return actual.dtype == expected.dtype and np.array_equal(actual, expected, equal_nan=True)
+
+
 def test_rows_have_names_of_their_own():
-    assert len(set(_IDS)) == len(_IDS)
+    names = [case.id for case in CASES]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("type_config", ["float", "double", "half"])
-@table
+@rows(lambda case: case.ref)
 def test_results_agree_with_the_definition(case, type_config):
     if type_config == "half" and not case.half:
         pytest.skip("float16 is not near enough to compare here")
-    if case.ref is None:
-        pytest.skip("random numbers have no definition")
-    values = [v if v.dtype.kind == "i" else v.astype(_DTYPES[type_config]) for v in case.draw()]
+    values = drawn(case, type_config)
     with context(type_config):
         leaves, results = computed(case, values)
     wide = [v if v.dtype.kind == "i" else v.astype(np.float64) for v in values]
     expected = as_tuple(case.ref(*wide))
-    assert len(results) == len(expected)
     rtol = _RTOL.get(type_config, case.rtol)
     for y, e in zip(results, expected, strict=True):
-        assert y.shape == np.shape(e)
-        assert y.d.shape == np.shape(e)
+        assert y.shape == y.d.shape == np.shape(e)
         close(y.d, e, rtol)
     for i, e in (case.updates(*wide) if case.updates else {}).items():
         close(leaves[i].d, e, rtol)
 
 
 @pytest.mark.parametrize("type_config", ["float", "double", "half"])
-@table
+@every_row
 def test_results_have_the_dtype_of_the_context(case, type_config):
     """And where the definition counts (indices), they are whole numbers."""
-    values = case.draw()
     with context(type_config):
-        _, results = computed(case, values)
-    counts = (
-        [np.asarray(e).dtype.kind == "i" for e in as_tuple(case.ref(*values))]
-        if case.ref
-        else [False]
-    )
-    for y, whole in zip(results, counts, strict=True):
-        assert y.d.dtype == (np.int64 if whole else _DTYPES[type_config])
+        _, results = computed(case, drawn(case, type_config))
+    expected = as_tuple(case.ref(*case.draw())) if case.ref else (0.0,)
+    for y, e in zip(results, expected, strict=True):
+        counts = np.asarray(e).dtype.kind == "i"
+        assert y.d.dtype == (np.int64 if counts else _DTYPES[type_config])
 
 
-@table
+@rows(lambda case: differentiable(case) and case.ref)
 def test_gradients_agree_with_differences_of_the_definition(case):
     """Along a random direction, in float64; through all results, and through each alone."""
-    skip_without_gradient(case)
-    if case.ref is None and case.slope is None:
-        pytest.skip("random numbers have no definition")
     definition = case.slope or case.ref
     values = case.draw()
     n = len(as_tuple(definition(*values)))
@@ -168,10 +169,9 @@ def test_gradients_agree_with_differences_of_the_definition(case):
             assert actual == pytest.approx(expected, rel=1e-6, abs=1e-7), f"input {i}, {only=}"
 
 
-@table
+@with_gradient
 def test_gradients_in_float32_are_near_those_in_float64(case):
-    skip_without_gradient(case)
-    values = [v if v.dtype.kind == "i" else v.astype(np.float32) for v in case.draw()]
+    values = drawn(case)
     leaves, _ = backward(case, values)
     with context("double"):
         exact, _ = backward(case, values)
@@ -179,11 +179,8 @@ def test_gradients_in_float32_are_near_those_in_float64(case):
         close(leaves[i].g, exact[i].g, 10 * case.rtol)
 
 
-@table
+@rows(lambda case: differentiable(case) and case.second)
 def test_second_derivatives_agree_with_differences_of_first_ones(case):
-    skip_without_gradient(case)
-    if not case.second:
-        pytest.skip("no second derivative to compare")
     wanted = differentiable(case)
     values = case.draw()
     rng = np.random.RandomState(3)
@@ -191,10 +188,14 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
     outer = [rng.uniform(-1, 1, values[i].shape) for i in wanted]
 
     def first(values):
-        """Directional first derivative along `inner`, as a graph."""
+        """Directional first derivative along `inner`, as a graph.
+
+        Of squares: so the gradients of gradients are computed even where a function is linear.
+        """
         leaves = variables(case, values)
         results = as_tuple(case.call(*leaves))
-        gradients = nn.grad(scalar(results, directions(results)), [leaves[i] for i in wanted])
+        squares = [(y + 1) * (y + 1) for y in results]
+        gradients = nn.grad(scalar(squares, directions(squares)), [leaves[i] for i in wanted])
         return leaves, scalar(gradients, inner)
 
     with context("double"):
@@ -218,17 +219,15 @@ def test_second_derivatives_agree_with_differences_of_first_ones(case):
     assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@table
+@with_gradient
 def test_backward_agrees_with_the_rules(case):
     """`backward` may take a fast path; nn.grad follows the rules."""
-    skip_without_gradient(case)
     wanted = differentiable(case)
     with context("double"):
         leaves = variables(case, case.draw())
         results = as_tuple(case.call(*leaves))
         loss = scalar(results, directions(results))
         by_rules = nn.grad(loss, [leaves[i] for i in wanted])
-        nn.seed(7)
         nn.forward_all([loss, *by_rules])  # at once: random numbers are drawn once
         loss.backward()
     for i, gradient in zip(wanted, by_rules, strict=True):
@@ -236,12 +235,10 @@ def test_backward_agrees_with_the_rules(case):
         np.testing.assert_allclose(leaves[i].g, gradient.d, rtol=1e-10, atol=1e-12 * scale)
 
 
-@table
+@rows(lambda case: len(differentiable(case)) > 1)
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(case):
     wanted = differentiable(case)
-    if len(wanted) < 2:
-        pytest.skip("fewer than two inputs have a gradient")
-    values = case.draw()
+    values = drawn(case)
     expected, _ = backward(case, values)
     for i in wanted:
         leaves = variables(case, values)
@@ -250,15 +247,15 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(case):
         results = as_tuple(case.call(*leaves))
         loss = scalar(results, directions(results))
         loss.forward(clear_no_need_grad=True)
-        if loss.need_grad:  # not where the only gradient is none (the source of an assign)
+        if loss.need_grad:  # not where the only gradient is none: the source of an assign
             loss.backward(clear_buffer=True)
-        assert np.array_equal(leaves[i].g, expected[i].g, equal_nan=True), f"input {i}"
+        assert same_bits(leaves[i].g, expected[i].g), f"input {i}"
         assert all(leaves[j].grad.zeroing for j in wanted if j != i)
 
 
-@table
+@every_row
 def test_static_dynamic_and_clearing_give_the_same_bits(case):
-    values = case.draw()
+    values = drawn(case)
 
     def outcome(dynamic, clear):
         nn.seed(7)
@@ -277,13 +274,13 @@ def test_static_dynamic_and_clearing_give_the_same_bits(case):
     expected = outcome(False, False)
     for dynamic, clear in ((False, True), (True, False), (True, True)):
         for e, a in zip(expected, outcome(dynamic, clear), strict=True):
-            assert np.array_equal(e, a, equal_nan=True)
+            assert same_bits(a, e)
 
 
-@table
+@every_row
 def test_inputs_are_left_as_they_were(case):
     """Except those that the function declares to update."""
-    values = case.draw()
+    values = drawn(case)
     leaves, results = computed(case, values)
     if differentiable(case):
         loss = scalar(results, directions(results))
@@ -294,10 +291,10 @@ def test_inputs_are_left_as_they_were(case):
             np.testing.assert_array_equal(x.d, v)
 
 
-@table
+@every_row
 def test_views_and_strided_arrays_give_the_same_results(case):
     """Inputs that are windows onto larger memory, assigned from arrays that are not contiguous."""
-    values = case.draw()
+    values = drawn(case)
     before, expected = computed(case, values)
     leaves = []
     for x, v in zip(case.inputs, values, strict=True):
@@ -312,42 +309,36 @@ def test_views_and_strided_arrays_give_the_same_results(case):
     nn.seed(7)
     nn.forward_all(results)
     for y, e in zip(results, expected, strict=True):
-        assert np.array_equal(y.d, e.d, equal_nan=True)
+        assert same_bits(y.d, e.d)
     for i in updated(case):
-        assert np.array_equal(leaves[i].d, before[i].d)
+        assert same_bits(leaves[i].d, before[i].d)
 
 
-@table
+@rows(lambda case: case.inputs)  # without an input nothing says that it is to be computed at once
 def test_a_call_on_ndarrays_computes_the_same_bits(case):
-    if not case.inputs:
-        pytest.skip("no inputs, so nothing says that it is to be computed at once")
-    values = case.draw()
+    values = drawn(case)
     leaves, expected = computed(case, values)
     nn.seed(7)
     inputs = [nn.NdArray.from_numpy_array(v) for v in values]
     results = as_tuple(case.call(*inputs))
     for y, e in zip(results, expected, strict=True):
         assert isinstance(y, nn.NdArray)
-        assert np.array_equal(y.data, e.d, equal_nan=True)
+        assert same_bits(y.data, e.d)
     for i in updated(case):
-        assert np.array_equal(inputs[i].data, leaves[i].d)
+        assert same_bits(inputs[i].data, leaves[i].d)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if any(x.integer for x in c.inputs)], ids=lambda case: case.id
-)
+@rows(lambda case: any(x.integer for x in case.inputs))
 def test_whole_numbers_may_be_given_as_floats(case):
     """As NNabla's scripts do with labels."""
-    values = case.draw()
+    values = drawn(case)
     _, expected = computed(case, values)
-    _, results = computed(
-        case, [v.astype(np.float32) if v.dtype.kind == "i" else v for v in values]
-    )
+    _, results = computed(case, [v.astype(np.float32) for v in values])
     for y, e in zip(results, expected, strict=True):
-        assert np.array_equal(y.d, e.d, equal_nan=True)
+        assert same_bits(y.d, e.d)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.empty], ids=lambda case: case.id)
+@rows(lambda case: case.empty)
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(case):
     leaves = [
         nn.Variable.from_numpy_array(
@@ -372,9 +363,7 @@ def test_every_public_function_has_a_row():
     assert not missing
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if "Winograd" in c.note], ids=lambda case: case.id
-)
+@rows(lambda case: "Winograd" in case.note)
 def test_rows_for_winograd_take_that_path(case, monkeypatch):
     from distnn.functions.winograd import Winograd
 
@@ -387,8 +376,8 @@ def test_rows_for_winograd_take_that_path(case, monkeypatch):
             return method(*arguments)
 
         monkeypatch.setattr(Winograd, name, noted)
-    backward(case, case.draw())
-    assert {"filter_gradient", "data_gradient"} <= {*taken}
+    backward(case, drawn(case))
+    assert {*taken} == {"forward", "filter_gradient", "data_gradient"}
 
 
 @pytest.mark.parametrize(
