@@ -113,7 +113,8 @@ class Formula:
         tree = _product(ast.Name(name), self.tree)
         return Formula(tree, (name, *self.arrays), self.numbers)
 
-    def compiled(self) -> Callable[..., None]:
+    @functools.cached_property
+    def kernel(self) -> Callable[..., None]:
         """A NumPy function of the arrays, the numbers and `out`, for one chunk."""
         return _compiled(str(self), self.arrays, self.numbers)
 
@@ -121,7 +122,7 @@ class Formula:
         self, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, float], out: np.ndarray
     ) -> np.ndarray:
         """out = formula; arrays have out's number of axes and broadcast to its shape."""
-        kernel = self.compiled()
+        kernel = self.kernel
         values = [arrays[name] for name in self.arrays]
         settings = [numbers[name] for name in self.numbers]
         run_chunks(lambda *chunk: kernel(*chunk[1:], *settings, chunk[0]), out, values)

@@ -35,12 +35,14 @@ class Storage:
         "home",
         "pending",
         "shape",
+        "size",
         "version",
         "zeroing",
     )
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, pending: float | None) -> None:
         self.shape = shape
+        self.size = math.prod(shape)
         self.dtype = dtype
         self.array: np.ndarray | None = None  # C-contiguous, of `shape`
         self.pending = pending  # a value that fills the array once somebody looks
@@ -327,7 +329,8 @@ class NdArray:
     # -- inside -----------------------------------------------------------------------------------
 
     def _whole(self) -> bool:
-        return self.size == math.prod(self._storage.shape)
+        shape, storage = self._shape, self._storage
+        return shape == storage.shape or math.prod(shape) == storage.size
 
     def _view(self, array: np.ndarray | None) -> np.ndarray:
         """This window onto the storage's array."""
