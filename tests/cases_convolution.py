@@ -178,6 +178,8 @@ CONVOLUTION = [
         rtol=1e-5),
     row("convolution", "Winograd 4x4", (3, 24, 4, 4), (20, 24, 3, 3), 20, pad=(1, 1), rtol=1e-5,
         empty=True),
+    row("convolution", "Winograd, many images", (110, 24, 4, 4), (20, 24, 3, 3), 20, pad=(1, 1),
+        rtol=1e-5),
     row("convolution", "Winograd, no bias", (3, 24, 4, 4), (20, 24, 3, 3), pad=(1, 1), rtol=1e-5),
     row("convolution", "Winograd, pad 0", (2, 40, 6, 6), (36, 40, 3, 3), 36, pad=(0, 0),
         rtol=1e-5),

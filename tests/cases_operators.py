@@ -67,7 +67,7 @@ CASES = [
     part((None, slice(None), None, 1), "None, :, None, 1", 4, 3),
     part((1, 2), "1, 2", 4, 3),
     part(slice(3, 1), "3:1", 4, 3),
-    part((slice(-9, -1, -1), slice(None)), "-9:-1:-1, :", 4, 3),
+    part((slice(-9, None, -1), slice(None)), "-9::-1, :", 4, 3),
     part(np.array([2, 0, 2, -1]), "[2, 0, 2, -1]", 4, 3),
     row("x[1:3] = y", with_part(np.s_[1:3]), Input((4, 3)), Input((2, 3))),
     row("x[::-1, 1] = y", with_part(np.s_[::-1, 1]), Input((4, 3)), Input((4,))),

@@ -105,6 +105,7 @@ EACH = [
             ignore_border=False, channel_last=True),
         row(name, "whole map", (2, 3, 4, 5), (4, 5)),
         row(name, "kernel of one", (2, 3, 4), (1,)),
+        row(name, "kernel wider than the map", (2, 1, 2), (5, 3), stride=(1, 1), pad=(2, 1)),
     )
 ]
 

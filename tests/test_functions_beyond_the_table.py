@@ -9,6 +9,7 @@ import pytest
 
 import distnn as nn
 import distnn.functions as F
+from distnn.formula import Formula
 
 
 def leaf(values, need_grad=True):
@@ -252,6 +253,27 @@ def test_gradients_of_a_convolution_can_be_penalised():
             values.append(float(moved.d))
     expected = (values[0] - values[1]) / 2e-5
     assert float(np.sum(w.g * direction)) == pytest.approx(expected, rel=1e-6)
+
+
+# -- formulas: conditions on numbers choose before anything is computed ----------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("where(n == 0, x, n / x)", [[1, 2], [3, 1.5]]),
+        ("where(n == 0, 5, x)", [[5, 5], [1, 2]]),
+        ("x + where(n == 0, 0, n / x)", [[1, 2], [4, 3.5]]),
+        ("x * where(n > 1, n, 2)", [[2, 4], [3, 6]]),
+        ("x * (n + where(n != 0, 1 / n, -1))", [[-1, -2], [10 / 3, 20 / 3]]),
+    ],
+)
+def test_a_formula_with_a_condition_on_a_number(text, expected):
+    formula = Formula(text, ["x"], ["n"])
+    for n, row in zip((0.0, 3.0), expected, strict=True):
+        x, out = np.array([1.0, 2.0]), np.empty(2)
+        formula.evaluate({"x": x}, {"n": n}, out)
+        np.testing.assert_allclose(out, row, rtol=1e-15)
 
 
 # -- NNabla's common arguments --------------------------------------------------------------------

@@ -77,10 +77,15 @@ mish = elementwise(
     " * tanh(maximum(x, 0) + log1p(exp(-abs(x))))) * sigmoid(x))",
     example="[0., 1.] -> [0.    , 0.8651]",
 )  # fmt: skip
-_GELU = f"{math.sqrt(2 / math.pi)!r} * (x + 0.044715 * x * x * x)"
+_ROOT = math.sqrt(2 / math.pi)
+# Beyond 20 the tanh is 1 in any dtype: without a bound its slope there is 0 * inf in float16.
+_TANH = f"tanh({_ROOT!r} * x * (1 + 0.044715 * minimum(x * x, 400)))"
 gelu = elementwise(
     "gelu", "Gaussian error linear unit, in its tanh approximation (arXiv:1606.08415).",
-    y=f"0.5 * x * (1 + tanh({_GELU}))", example="[0., 1.] -> [0.    , 0.8412]",
+    y=f"0.5 * x * (1 + {_TANH})",
+    dx=f"dy * 0.5 * (1 + {_TANH})"
+    f" * (1 + maximum(x, -20) * (1 - {_TANH}) * {_ROOT!r} * (1 + 0.134145 * minimum(x * x, 400)))",
+    example="[0., 1.] -> [0.    , 0.8412]",
 )  # fmt: skip
 hard_sigmoid = elementwise(
     "hard_sigmoid", "Piecewise linear sigmoid.", y="minimum(maximum(0.2 * x + 0.5, 0), 1)",

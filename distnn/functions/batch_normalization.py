@@ -169,15 +169,19 @@ class BatchNormalization(_Normalization):
     ) -> None:
         shape = batch_mean.shape
         blocks = self.blocks(x.shape)
+        order = tuple(range(x.ndim))
         if blocks is None:
             order = (*self.axes, *self.summed(x.ndim))
             blocks = (1, batch_mean.size, x.size // batch_mean.size)
-            dx = None if out.x is None else xp.empty([x.shape[i] for i in order], x.dtype)
-            dy, x = (None if a is None else a.transpose(order).copy() for a in (dy, x))
-        else:
-            order, dx = None, out.x
         if dy is None:
             dy = np.zeros(x.shape, x.dtype)
+        # Sums of half precision are made in float32.
+        wide = np.promote_types(x.dtype, np.float32)
+        direct = order == tuple(range(x.ndim)) and wide == x.dtype
+        dx = out.x
+        if not direct:
+            dy, x = (np.array(a.transpose(order), wide, order="C") for a in (dy, x))
+            dx = None if dx is None else xp.empty(x.shape, wide)
         dbeta, dgamma = _gradient(
             blocks, dy, x, gamma, batch_mean, inverse_deviation, dbatch_mean, dbatch_variance, dx
         )
@@ -185,7 +189,7 @@ class BatchNormalization(_Normalization):
             out.beta[...] = dbeta.reshape(shape)
         if need.gamma:
             out.gamma[...] = dgamma.reshape(shape)
-        if order is not None and dx is not None:
+        if not direct and dx is not None:
             out.x[...] = dx.transpose(np.argsort(order))
 
 

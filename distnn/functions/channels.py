@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..namespace import array_sum
 from ..threads import parallel_for
 
 # Elements of a part: with two arrays and a temporary in float32 it stays in a 1 MB cache.
@@ -47,7 +48,7 @@ class Channels:
                     rows = np.add.reduce(values, axis=2)
                     total[i // self.grain] = np.add.reduce(rows, axis=0, dtype=np.float64)
                 else:
-                    plane = np.add.reduce(values, axis=0)
+                    plane = array_sum(values, 0)
                     total[i // self.grain] = np.add.reduce(plane, axis=1, dtype=np.float64)
 
         parallel_for(work, self.batch, self.grain)

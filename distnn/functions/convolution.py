@@ -309,7 +309,8 @@ def deconvolution(
         x: (B_1, ..., B_base_axis, F, *O), or with F last if channel_last.
         weight: (F, C / group, *K), or (F, *K, C / group) if channel_last.
         bias: (C,) or None.
-        output_padding: added to the output's length at one side, per spatial axis.
+        output_padding: added to the output's length at one side, per spatial axis; less than the
+            stride.
     Returns: (B_1, ..., C, *S), S = stride (O - 1) + dilation (K - 1) + 1 - 2 pad + output_padding.
     Raises: ShapeError where channels do not fit.
 
@@ -336,12 +337,9 @@ def deconvolution(
             strict=True,
         )
     )
-    if any(
-        e >= max(s, d) for e, s, d in zip(extra, geometry.stride, geometry.dilation, strict=True)
-    ):
+    if any(e >= s for e, s in zip(extra, geometry.stride, strict=True)):
         raise ArgumentError(
-            f"[deconvolution] output_padding {extra} must be smaller than stride {geometry.stride} "
-            f"or dilation {geometry.dilation}"
+            f"[deconvolution] output_padding {extra} must be smaller than stride {geometry.stride}"
         )
     if min(lengths) < 1 or min(kernel) < 1:
         raise ShapeError(

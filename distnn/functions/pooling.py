@@ -266,6 +266,8 @@ def average_pooling(
             ceil((S + 2 pad) / stride) of them, cut off at the end of the padding.
         pad: zeros at both ends, per axis.
         including_pad: count padding as elements of a window.
+    Raises: ShapeError where no window fits, or where one has no element but padding that is not
+        counted.
 
     >>> import distnn as nn, distnn.functions as F
     >>> F.average_pooling(nn.Variable((2, 3, 8, 8)), (2, 2)).shape

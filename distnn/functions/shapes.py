@@ -10,10 +10,12 @@ from ..errors import ArgumentError, DtypeError, ShapeError
 from ..ndarray import NdArray
 from ..variable import Variable
 
+_ARRAYS = (Variable, NdArray)
+
 
 def shape_of(function: str, name: str, x: Any) -> tuple[int, ...]:
     """The shape of an argument that has to be a Variable or an NdArray."""
-    if isinstance(x, Variable | NdArray):
+    if isinstance(x, _ARRAYS):
         return x.shape
     raise DtypeError(
         f"[{function}] {name} is {type(x).__name__}; pass a Variable or an NdArray "

@@ -12,7 +12,6 @@ import numpy as np
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
-from ..namespace import slices
 from ..ndarray import check_shape
 from .shapes import axis_of, shape_of, shapes_of, whole_number, whole_numbers
 
@@ -135,9 +134,20 @@ def broadcast(x: Any, shape: Sequence[int]) -> Any:
     return Broadcast.of(lengths)(x)
 
 
+def _key(start: Sequence[int], stop: Sequence[int], step: Sequence[int]) -> tuple[Any, ...]:
+    """The index of range(start, stop, step) on every axis.
+
+    A stop of -1 is that of a range which goes back to the first element, not the last element.
+    """
+    return tuple(
+        np.s_[a : b if b >= 0 else None : s] if len(range(a, b, s)) else np.s_[0:0]
+        for a, b, s in zip(start, stop, step, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Slice(Function):
-    """y = x[start:stop:step] on every axis."""
+    """y = the elements of x in range(start, stop, step) of every axis."""
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
@@ -150,7 +160,7 @@ class Slice(Function):
         return Spec(lengths, x.dtype)
 
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
-        y = xp.slice(x, self.start, self.stop, self.step)
+        y = x[_key(self.start, self.stop, self.step)]
         if out is None:
             return y
         out[...] = y
@@ -162,7 +172,7 @@ class Slice(Function):
 
 @dataclass(frozen=True)
 class Unslice(Function):
-    """The adjoint of Slice: x[start:stop:step] = y, zeros elsewhere."""
+    """The adjoint of Slice: y has x at those elements, and zeros elsewhere."""
 
     shape: tuple[int, ...]
     start: tuple[int, ...]
@@ -175,11 +185,11 @@ class Unslice(Function):
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         y = xp.empty(self.shape, x.dtype) if out is None else out
         y.fill(0)
-        y[slices(self.start, self.stop, self.step)] = x
+        y[_key(self.start, self.stop, self.step)] = x
         return y
 
     def grad_x(self, xp: Any, dy: Any) -> Any:
-        return xp.slice(dy, self.start, self.stop, self.step)
+        return xp.call(Slice.of(self.start, self.stop, self.step), dy)
 
 
 @dataclass(frozen=True)
@@ -198,16 +208,16 @@ class SetSlice(Function):
     def forward(self, xp: Any, x: Any, v: Any, *, out: Any = None) -> Any:
         y = xp.empty(x.shape, x.dtype) if out is None else out
         xp.copyto(y, x)
-        y[slices(self.start, self.stop, self.step)] = v
+        y[_key(self.start, self.stop, self.step)] = v
         return y
 
     def grad_x(self, xp: Any, dy: Any) -> Any:
-        part = xp.slice(dy, self.start, self.stop, self.step)
+        part = xp.call(Slice.of(self.start, self.stop, self.step), dy)
         zeros = xp.constant(0, part.shape, part)
         return xp.call(SetSlice.of(self.start, self.stop, self.step), dy, zeros)
 
     def grad_v(self, xp: Any, dy: Any) -> Any:
-        return xp.slice(dy, self.start, self.stop, self.step)
+        return xp.call(Slice.of(self.start, self.stop, self.step), dy)
 
 
 @function_api
