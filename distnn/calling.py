@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .context import current_backend, get_auto_forward, is_recording
-from .errors import ArgumentError, DtypeError
+from .errors import ArgumentError, DtypeError, GraphError
 from .function import Function, prepare
 from .graph import Node, Value, needs
 from .hooks import function_hooks
@@ -50,6 +50,8 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
                 "Variable or an NdArray (Variable.from_numpy_array makes one)"
             )
     declaration = function.declaration
+    if not declaration.variadic:
+        values += [None] * (len(declaration.inputs) - len(values))  # optional ones left out
     if len(operands) != len(declaration.operands) or not operands.keys() <= {*declaration.operands}:
         raise ArgumentError(
             f"[{function.name}] got operands {sorted(operands)} but takes "
@@ -58,6 +60,8 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
     shapes = tuple(None if v is None else v.shape for v in values)
     setup = prepare(function, shapes, current_backend())
     sources = tuple(values)
+    if declaration.updates:
+        _mark_volatile(function, sources)
     if imperative:
         need = (False,) * len(sources)
         return _computed(Node(setup, sources, operands, True, need), recording=False, arrays=True)
@@ -105,6 +109,19 @@ def _computed(node: Node, recording: bool, arrays: bool) -> Any:
             value._data = data
             outputs.append(Variable._of(value))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _mark_volatile(function: Function, sources: Sequence[Value | None]) -> None:
+    """Note which storages this function changes as an effect: gradients keep copies of those."""
+    for name in function.declaration.updates:
+        value = sources[function.declaration.inputs.index(name)]
+        if value is not None:
+            if value.parent is not None:
+                raise GraphError(
+                    f"[{function.name}] {name} is the result of {value.parent.name}; what the "
+                    "function updates has to be a leaf, for example a parameter"
+                )
+            value.data._storage.volatile = True
 
 
 def _input_name(function: Function, index: int) -> str:

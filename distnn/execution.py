@@ -162,8 +162,13 @@ class Execution:
         steps = plan.backward(clear_buffer)
         if not steps:
             raise GraphError(
-                "[Variable.backward] nothing here needs a gradient; create a leaf with "
-                "need_grad=True (parameters have it unless fix_parameters=True)"
+                "[Variable.backward] no gradient comes through to a leaf that needs one: "
+                + (
+                    "functions without gradient (comparisons, floor's kin, need_grad=False on the "
+                    "way) lie between"
+                    if plan.gradients
+                    else "none has need_grad=True (parameters have it unless fix_parameters=True)"
+                )
             )
         gradients: list[_Gradient | None] = [None] * plan.n_slots
         gradients[plan.roots[0]] = _seed_gradient(root, seed)

@@ -285,7 +285,7 @@ class Setup:
         self.declaration = declaration
         self.backend = backend
         self.input_shapes = shapes
-        _check_arity(declaration, shapes)
+        _check_arity(function, shapes)
         names = declaration.inputs * len(shapes) if declaration.variadic else declaration.inputs
         self.index_input = tuple(name in declaration.indices for name in names)
         index_dtype = np.dtype(np.int64)
@@ -359,16 +359,17 @@ def _positions(setup: Setup, names: set[str]) -> tuple[int, ...]:
     return tuple(positions)
 
 
-def _check_arity(declaration: Declaration, shapes: tuple[Shape | None, ...]) -> None:
+def _check_arity(function: Function, shapes: tuple[Shape | None, ...]) -> None:
+    declaration = function.declaration
     names = declaration.inputs
     if declaration.variadic:
         missing = [f"{names[0]}[{i}]" for i, s in enumerate(shapes) if s is None]
         if not shapes:
-            raise ArgumentError(f"[{declaration.name}] got no inputs; pass one or more")
+            raise ArgumentError(f"[{function.name}] got no inputs; pass one or more")
     else:
         if len(shapes) != len(names):
             raise ArgumentError(
-                f"[{declaration.name}] got {len(shapes)} inputs but takes {', '.join(names)}"
+                f"[{function.name}] got {len(shapes)} inputs but takes {', '.join(names)}"
             )
         missing = [
             n
@@ -376,7 +377,7 @@ def _check_arity(declaration: Declaration, shapes: tuple[Shape | None, ...]) -> 
             if s is None and n not in declaration.optional
         ]
     if missing:
-        raise ArgumentError(f"[{declaration.name}] {', '.join(missing)} is None; pass a Variable")
+        raise ArgumentError(f"[{function.name}] {', '.join(missing)} is None; pass a Variable")
 
 
 _MOST_SETUPS = 16384

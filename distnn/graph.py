@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .context import current_backend, current_world
-from .errors import ClearedError, LabelError, ShapeError
+from .errors import ClearedError, GraphError, LabelError, ShapeError
 from .function import Setup
 from .memory import owns_memory
 from .ndarray import NdArray, Storage
@@ -154,6 +154,7 @@ class Node:
     __slots__ = (
         "__weakref__",
         "_draw",
+        "_effects",
         "_kept",
         "_positions",
         "eager",
@@ -183,6 +184,7 @@ class Node:
         # Arrays that gradients will read, by position (function.Setup says what a position is).
         self._positions: tuple[int, ...] = ()
         self._kept: tuple[NdArray, ...] | None = None
+        self._effects = 0  # of the kept arrays' storages, when they were kept
         self._draw: Draw | None = None
 
     # -- what users see -----------------------------------------------------------------------
@@ -274,11 +276,22 @@ class Node:
                 if target is not None:
                     np.copyto(target._view(target._storage.materialize()), update, "same_kind")
                     target._storage.written()
+                    target._storage.effects += 1
             arrays = [*inputs, *results]
         if self.need_grad:
             reads = setup.reads(self.need)
             self._positions = reads.either if self.eager else reads.backward
-            self._kept = tuple(arrays[i] for i in self._positions)  # type: ignore[misc]
+            self._keep(arrays)
+
+    def _keep(self, arrays: Sequence[NdArray | None]) -> None:
+        """Hold what gradients will read; copies of what later functions may change as an effect."""
+        kept = []
+        for position in self._positions:
+            data = arrays[position]
+            assert data is not None
+            kept.append(data.snapshot() if data._storage.volatile else data)
+        self._kept = tuple(kept)
+        self._effects = sum(data._storage.effects for data in kept)
 
     def _next_draw(self) -> Draw:
         seed = getattr(self.setup.function, "seed", -1)
@@ -338,6 +351,11 @@ class Node:
             raise ClearedError(
                 f"[backward] {self.setup.function.name} has nothing to compute gradients from: "
                 "call forward() first, and once before each backward(clear_buffer=True)"
+            )
+        if self._effects != sum(data._storage.effects for data in self._kept):
+            raise GraphError(
+                f"[backward] what the gradient of {self.setup.function.name} reads was changed, by "
+                "assign or another function with an effect, after its forward; call forward() again"
             )
         setup = self.setup
         n = len(self.sources)

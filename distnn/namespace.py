@@ -63,10 +63,9 @@ class NumpyNamespace:
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, shape)
 
-    def slice(
-        self, x: np.ndarray, start: Sequence[int], stop: Sequence[int], step: Sequence[int]
-    ) -> np.ndarray:
-        return x[slices(start, stop, step)]
+    def slice(self, x: np.ndarray, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """The part of x from `start` up to `stop` of every axis."""
+        return x[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
 
 
 class VariableNamespace:
@@ -118,14 +117,6 @@ _RECORDED = {
 RULE_NAMES = frozenset(_RECORDED) | {"call", "constant", "given", "transpose"}
 
 variable_namespace = VariableNamespace()
-
-
-def slices(start: Sequence[int], stop: Sequence[int], step: Sequence[int]) -> tuple[slice, ...]:
-    """Slices of full length tuples; -1 as the stop of a negative step means past the start."""
-    return tuple(
-        slice(a, None if s < 0 and b < 0 else b, s)
-        for a, b, s in zip(start, stop, step, strict=True)
-    )
 
 
 # Rows added one after the other before sums are added to sums: keeps the error of float32 sums

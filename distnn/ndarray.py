@@ -8,6 +8,7 @@ modified. An NdArray is a window onto a Storage: a shape and an offset.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,14 @@ class Storage:
         "array",
         "cleared",
         "dtype",
+        "effects",
         "exported",
         "home",
         "pending",
         "shape",
         "size",
         "version",
+        "volatile",
         "zeroing",
     )
 
@@ -50,6 +53,8 @@ class Storage:
         self.cleared: str | None = None  # why there is nothing to read
         self.exported = False  # somebody outside holds a writable array over the memory
         self.version = 0
+        self.volatile = False  # a function may change it as an effect (running statistics, assign)
+        self.effects = 0  # how often one did
         self.home: Slot | None = None  # a parameter's place in its slab
         self._converted: tuple[int, np.ndarray] | None = None
 
@@ -332,6 +337,12 @@ class NdArray:
         shape, storage = self._shape, self._storage
         return shape == storage.shape or math.prod(shape) == storage.size
 
+    def snapshot(self) -> NdArray:
+        """A copy of the values, in memory of its own."""
+        storage = Storage(self._shape, self.dtype, None)
+        storage.place(self._view(self._storage.materialize()).copy())
+        return NdArray._of(storage, self._shape)
+
     def _view(self, array: np.ndarray | None) -> np.ndarray:
         """This window onto the storage's array."""
         assert array is not None
@@ -400,7 +411,7 @@ class NdArray:
 def check_shape(function: str, shape: Sequence[int], size: int | None = None) -> tuple[int, ...]:
     """`shape` as a tuple of ints; one -1 is inferred from `size`, which the shape must fit."""
     try:
-        dimensions = tuple(int(length) for length in shape)
+        dimensions = tuple(operator.index(length) for length in shape)
     except TypeError:
         raise ShapeError(f"[{function}] shape is {shape!r}; pass a sequence of ints") from None
     if size is not None and dimensions.count(-1) == 1:
@@ -408,11 +419,13 @@ def check_shape(function: str, shape: Sequence[int], size: int | None = None) ->
         if known > 0 and size % known == 0:
             dimensions = tuple(size // known if n == -1 else n for n in dimensions)
     if any(length < 0 for length in dimensions):
-        raise ShapeError(f"[{function}] shape {tuple(shape)} has a negative length")
+        raise ShapeError(
+            f"[{function}] shape {tuple(shape)} has a negative length; pass lengths of 0 or more"
+        )
     if size is not None and math.prod(dimensions) != size:
         raise ShapeError(
             f"[{function}] shape {tuple(shape)} has {math.prod(dimensions)} elements but the array "
-            f"has {size}"
+            f"has {size}; pass a shape of that size (one length may be -1)"
         )
     return dimensions
 

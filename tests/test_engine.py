@@ -382,7 +382,7 @@ def test_reading_cleared_data_says_why():
     h = x + 1
     y = F.tanh(h)
     y.forward(clear_no_need_grad=True)
-    with pytest.raises(ClearedError, match="clear_no_need_grad.*persistent=True"):
+    with pytest.raises(ClearedError, match=r"clear_no_need_grad.*persistent=True"):
         _ = h.d
     assert h.data.clear_called
     y.backward(clear_buffer=True)
@@ -428,6 +428,41 @@ def test_backward_where_nothing_needs_a_gradient_says_so():
     y.forward()
     with pytest.raises(GraphError, match="need_grad=True"):
         y.backward()
+
+
+def test_backward_through_a_function_without_gradient_says_so():
+    y = F.sum(F.greater_scalar(leaf([1.0]), 0))
+    y.forward()
+    with pytest.raises(GraphError, match="functions without gradient"):
+        y.backward()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_gradients_read_what_forward_read_although_an_effect_changed_it_meanwhile(dynamic):
+    w = leaf([3.0])
+    F.assign(w.get_unlinked_variable(False), F.constant(0, (1,)))  # from now on it may change
+    with nn.auto_forward(dynamic):
+        y = F.sum(w * w)
+        s = F.assign(w.get_unlinked_variable(False), F.constant(10, (1,)))
+    if not dynamic:
+        nn.forward_all([y, s])
+    y.backward()
+    assert w.d[0] == 10
+    assert w.g[0] == 6
+
+
+def test_an_effect_that_could_not_be_foreseen_raises_instead_of_giving_a_wrong_gradient():
+    w = leaf([3.0])
+    with nn.auto_forward():
+        y = F.sum(w * w)
+        F.assign(w.get_unlinked_variable(False), F.constant(10, (1,)))
+    with pytest.raises(GraphError, match="mul2 reads was changed"):
+        y.backward()
+
+
+def test_only_a_leaf_can_be_updated():
+    with pytest.raises(GraphError, match=r"\[assign\] dst is the result of AddScalar"):
+        F.assign(leaf([1.0]) + 1, leaf([2.0]))
 
 
 @pytest.mark.parametrize("method", ["forward", "backward"])

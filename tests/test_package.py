@@ -33,12 +33,29 @@ print(sorted(extras & set(sys.modules)))
 
 
 def test_nnablas_names_are_there():
-    for name in (
-        "Variable NdArray Context parameter_scope get_current_parameter_scope get_parameters "
-        "clear_parameters load_parameters save_parameters no_grad auto_forward set_auto_forward "
-        "get_auto_forward context_scope set_default_context get_current_context forward_all grad "
-        "seed set_function_pre_hook unset_solver_post_hook"
-    ).split():
+    for name in [
+        "Variable",
+        "NdArray",
+        "Context",
+        "parameter_scope",
+        "get_current_parameter_scope",
+        "get_parameters",
+        "clear_parameters",
+        "load_parameters",
+        "save_parameters",
+        "no_grad",
+        "auto_forward",
+        "set_auto_forward",
+        "get_auto_forward",
+        "context_scope",
+        "set_default_context",
+        "get_current_context",
+        "forward_all",
+        "grad",
+        "seed",
+        "set_function_pre_hook",
+        "unset_solver_post_hook",
+    ]:
         assert hasattr(nn, name), name
     assert issubclass(nn.function.PythonFunction, object)
     assert extension_context("cpu") == get_extension_context("cpu", device_id=0)

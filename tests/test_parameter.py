@@ -117,7 +117,7 @@ def test_scopes_nest_and_can_be_entered_again():
         with nn.parameter_scope("b"), nn.parameter_scope("c"), nn.parameter_scope("affine"):
             assert get_parameter("W").shape == (2, 3)
     with nn.parameter_scope("", scope=nn.get_current_parameter_scope()["a"]):
-        assert list(nn.get_parameters(path="x"))[0] == "x/b/c/affine/W"
+        assert next(iter(nn.get_parameters(path="x"))) == "x/b/c/affine/W"
 
 
 def test_a_parameter_is_shared_by_all_calls_in_its_scope():

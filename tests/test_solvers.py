@@ -1,4 +1,4 @@
-"""Solvers: update rules against their equations in plain NumPy, states, runs and what is skipped."""
+"""Solvers: update rules against their equations in NumPy, states, and what is skipped."""
 
 from __future__ import annotations
 

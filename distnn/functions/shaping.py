@@ -294,7 +294,7 @@ class Concatenate(Function):
         stop = list(dy.shape)
         start[self.axis] = sum(s[self.axis] for s in x_shape[:index])
         stop[self.axis] = start[self.axis] + x_shape[index][self.axis]
-        return xp.slice(dy, tuple(start), tuple(stop), (1,) * dy.ndim)
+        return xp.slice(dy, tuple(start), tuple(stop))
 
 
 @function_api
@@ -329,7 +329,7 @@ class Stack(Function):
         start = [0] * dy.ndim
         stop = list(dy.shape)
         start[self.axis], stop[self.axis] = index, index + 1
-        part = xp.slice(dy, tuple(start), tuple(stop), (1,) * dy.ndim)
+        part = xp.slice(dy, tuple(start), tuple(stop))
         return xp.reshape(part, x_shape[index])
 
 

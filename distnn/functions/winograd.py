@@ -10,8 +10,8 @@ matrices act on the pixels of one map, arrays stay in their (N, C, H, W) order: 
 transposed operand. For large maps M would be large; im2col.py serves those.
 
 Lavin & Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308. The points 0,
-+-5/8, +-5/4 and infinity instead of 0, +-1, +-2 halve the rounding error (rms 7.8e-7 against 3.1e-6
-for float32, 3e-7 by definition), near which gradients then stay.
++-5/8, +-5/4 and infinity instead of 0, +-1, +-2 reduce the rounding error: rms 1.3e-6 relative to
+the result at 128 channels in float32, against 3e-7 by definition.
 """
 
 from __future__ import annotations

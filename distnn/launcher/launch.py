@@ -35,6 +35,9 @@ def launch(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     environment = {**os.environ, **dict(item.split("=", 1) for item in options.env)}
+    if "SLURM_JOB_ID" in environment:
+        # mpirun starts its daemons by srun, which may bind each to one core, and so our ranks.
+        environment["SLURM_CPU_BIND"] = "none"
     sys.stdout.flush()
     return Job(words, environment, options.np, local, options.timeout).run()
 

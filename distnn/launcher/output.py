@@ -32,7 +32,7 @@ class Lines:
         *complete, self._text = (self._text + data).split(b"\n")
         for line in complete:
             state = _last_state(line)
-            if state or not (self._continued or self._shown):
+            if state != self._shown or not (self._continued or self._shown):
                 yield state
             self._continued, self._shown, self._since = False, b"", now
         if len(self._text) > _LONGEST:

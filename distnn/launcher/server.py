@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import resource
 import secrets
 import selectors
 import socket
@@ -37,14 +38,18 @@ class Server:
     def __init__(
         self,
         selector: selectors.BaseSelector,
+        size: int,
         local: bool,
         heard: Callable[[Connection, bytes, bytes], None],
         lost: Callable[[Connection], None],
     ) -> None:
-        """Args:
-        local: all ranks run on this machine.
-        heard: called with connection, kind and payload of each frame.
-        lost: called when a supervisor has closed its connection.
+        """Listen.
+
+        Args:
+            size: number of ranks.
+            local: all ranks run on this machine.
+            heard: called with connection, kind and payload of each frame.
+            lost: called when a supervisor has closed its connection.
         """
         self.job = secrets.token_hex(4)
         self.connections: dict[int, Connection] = {}  # by rank
@@ -52,6 +57,7 @@ class Server:
         self._selector = selector
         self._heard = heard
         self._lost = lost
+        _allow_files(size + 64)
         self._listener = socket.create_server(("127.0.0.1" if local else "", 0), backlog=1024)
         self._listener.setblocking(False)
         self._local = local
@@ -70,13 +76,21 @@ class Server:
             with contextlib.suppress(OSError):
                 connection.socket.send(order)
 
-    def close(self) -> None:
-        """Let all supervisors end, and accept no more."""
-        for connection in list(self.connections.values()):
-            self._drop(connection)
+    def let_go(self) -> None:
+        """Let all supervisors end, and accept no more; who has ended leaves `connections`."""
+        for connection in self.connections.values():
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_WR)
         if self._listener.fileno() >= 0:
             self._selector.unregister(self._listener)
             self._listener.close()
+
+    def close(self) -> None:
+        """End without waiting for anybody."""
+        self.let_go()
+        for connection in self.connections.values():
+            self._drop(connection)
+        self.connections.clear()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -94,6 +108,12 @@ class Server:
             return
         except OSError:
             data = b""
+        if not data:
+            self._drop(connection)
+            if self.connections.get(connection.rank) is connection:
+                del self.connections[connection.rank]
+                self._lost(connection)
+            return
         missing = protocol.TOKEN_BYTES - len(connection.token)
         if missing:
             connection.token += data[:missing]
@@ -105,11 +125,6 @@ class Server:
             if kind == protocol.HELLO:
                 self._welcome(connection, json.loads(payload))
             self._heard(connection, kind, payload)
-        if not data and not missing:
-            known = connection.rank in self.connections
-            self._drop(connection)
-            if known:
-                self._lost(connection)
 
     def _welcome(self, connection: Connection, hello: dict) -> None:
         connection.rank, connection.host = hello["rank"], hello["host"]
@@ -122,6 +137,13 @@ class Server:
         if connection.socket.fileno() >= 0:
             self._selector.unregister(connection.socket)
             connection.socket.close()
+
+
+def _allow_files(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def own_addresses() -> list[str]:

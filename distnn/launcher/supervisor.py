@@ -24,6 +24,7 @@ from . import protocol, shm
 from .errors import LaunchError
 from .place import Place
 from .rank import RankOptions, command, prepare
+from .wakeup import wake_on_signals
 
 # Seconds between SIGTERM and SIGKILL, and given to a program to print where its threads are.
 GRACE = 1.0
@@ -42,6 +43,7 @@ class Supervisor:
         self._job, self._token, *self._addresses = launcher.split(",")
         self._place = place
         self._worker: subprocess.Popen | None = None
+        self._group: int | None = None  # process group of the program, as long as it may be killed
         self._pipes: dict[int, bytes] = {}  # read ends -> kind of frame
         self._record = b""
         self._finished = False  # the program has reached its end
@@ -127,6 +129,7 @@ class Supervisor:
             process_group=0,  # so that it can be killed together with what it starts
             close_fds=False,  # Hydra gives a rank its connection as an open file, PMI_FD
         )
+        self._group = self._worker.pid
         os.close(record_end)
         assert self._worker.stdout is not None
         assert self._worker.stderr is not None
@@ -177,19 +180,19 @@ class Supervisor:
 
     def _kill(self, number: int) -> None:
         """Send a signal to the program and what it has started; to it alone if it may catch it."""
-        if self._worker is None or self._ended:
-            return  # much later its number may be that of another process
+        if self._group is None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number == signal.SIGQUIT:
-                if self._worker.poll() is None:
-                    os.kill(self._worker.pid, number)
-            else:
-                os.killpg(self._worker.pid, number)
+            if number != signal.SIGQUIT:
+                os.killpg(self._group, number)
+            elif not self._ended:
+                os.kill(self._group, number)
 
     def _sweep(self) -> None:
-        """Leave nothing behind: nobody is there any more to hear how the program ends."""
-        if self._worker is not None:
+        """Leave nothing behind, except what a program that ended well has left on purpose."""
+        if self._stopping or not self._ended:
             self._kill(signal.SIGKILL)
+        if self._worker is not None:
             self._worker.wait()
         if self._shared is not None:
             self._shared.leave()
@@ -234,9 +237,12 @@ class Supervisor:
         tail = self._tail.decode(errors="replace")
         end = {"time": now, "status": status, "signal": max(0, -code), "tail": tail}
         self._send(protocol.ENDED, {**end, "finished": self._finished})
+        self._ended = True
         if code != 0 or self._stopping:
             self._kill(signal.SIGKILL)  # what the program has started and not ended
-        self._ended = True
+            self._group = None
+        elif not _exists(self._worker.pid):
+            self._group = None  # much later its number may be that of other processes
         return status
 
     def _send(self, kind: bytes, payload: bytes | dict) -> None:
@@ -257,10 +263,14 @@ class Supervisor:
 
         for number in _FORWARDED:
             signal.signal(number, forward)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self._selector.register(read, selectors.EVENT_READ)
-        return read
+        return wake_on_signals(self._selector)
+
+
+def _exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
