@@ -7,7 +7,8 @@ with the rank before that, so that a log of a thousand processes can be read.
 from __future__ import annotations
 
 
-def _rank_prefix() -> str:
+def rank_prefix() -> str:
+    """What messages begin with: the rank where there are several, else nothing."""
     from .context import current_world
 
     communicator = current_world().communicator
@@ -20,7 +21,7 @@ class DistnnError(Exception):
     """Base of all errors that distnn raises on purpose."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_rank_prefix() + message)
+        super().__init__(rank_prefix() + message)
 
 
 class ArgumentError(DistnnError, ValueError):

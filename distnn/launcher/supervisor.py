@@ -217,7 +217,8 @@ class Supervisor:
                     self._send(kind, account)
             return True
         if self._log is not None:
-            self._log.write(data)
+            with contextlib.suppress(OSError):  # a full disk ends no training
+                self._log.write(data)
         if kind == protocol.ERR:
             self._tail = (self._tail + data)[-_TAIL:]
         tee = self._options.tee
