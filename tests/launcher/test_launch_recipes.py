@@ -120,7 +120,14 @@ def test_the_slurm_file_refuses_an_srun_without_pmix(tmp_path):
 @needs_mpi
 def test_the_slurm_file_refuses_an_srun_that_starts_separate_programs(tmp_path):
     path = make_srun(tmp_path, "MPI plugin types are... none pmi2 pmix")
-    run = bash(LAUNCH / "slurm.sbatch", "x.py", PATH=path, START="srun", SLURM_NTASKS="2")
+    run = bash(
+        *(LAUNCH / "slurm.sbatch", "x.py"),
+        PATH=path,
+        START="srun",
+        SLURM_NTASKS="2",
+        # A program alone leaves its segment of shared memory behind, in /dev/shm by default.
+        OMPI_MCA_btl_sm_backing_directory=str(tmp_path),
+    )
     assert run.returncode == 1
     assert "srun has started 2 tasks, but MPI sees 1" in run.stderr
 
