@@ -1,5 +1,7 @@
 """Data-parallel training on digits: each rank has its slice of the data, gradients are averaged.
 
+Runs on one process, under the launcher, and under plain mpirun:
+
     python examples/digits_data_parallel.py
     distnn-launch -n 2 examples/digits_data_parallel.py
     mpirun -n 2 python examples/digits_data_parallel.py --exchange all_reduce
@@ -8,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import zlib
 
@@ -104,16 +105,13 @@ def main(arguments: list[str] | None = None) -> float:
                     comm.all_reduce(gradients, division=True)
                 solver.update()
                 losses.append(float(loss.d))
-                if comm.rank == 0 and sys.stdout.isatty():
-                    done = len(losses) * options.batch_size / len(train_images)
-                    print(f"\repoch {epoch + 1:2d} [{'#' * int(20 * done):20s}]", end="", flush=True)
             mean = nn.NdArray.from_numpy_array(np.array([np.mean(losses)]))
             comm.all_reduce(mean, division=True)
             if comm.rank == 0:
                 held_out = accuracy(images[-HELD_OUT:], labels[-HELD_OUT:])
                 bar = "#" * int(20 * (epoch + 1) / options.epochs)
                 print(
-                    f"\repoch {epoch + 1:2d}/{options.epochs} [{bar:20s}] "
+                    f"epoch {epoch + 1:2d}/{options.epochs} [{bar:20s}] "
                     f"loss {mean.data[0]:.4f}  accuracy {held_out:.4f}",
                     flush=True,
                 )

@@ -120,7 +120,7 @@ def static_iteration(solver: S.Solver, options: argparse.Namespace) -> Iteration
 
 
 def dynamic_iteration(solver: S.Solver, options: argparse.Namespace) -> Iteration:
-    """Rebuild the graph in each iteration; with stochastic depth it is a different one each time."""
+    """Rebuild the graph in each iteration; with stochastic depth it differs each time."""
     rng = np.random.RandomState(options.seed)
     ctx = nn.get_current_context()
 
@@ -203,7 +203,8 @@ def main(arguments: list[str] | None = None) -> list[Curve]:
         same = curves[0].losses == curves[1].losses
         print("static and dynamic losses are", "bit-identical" if same else "DIFFERENT")
     if options.json:
-        report: dict[str, Any] = {"settings": vars(options), "runs": [asdict(c) for c in curves]}
+        settings = {k: v for k, v in vars(options).items() if k not in ("json", "plot")}
+        report: dict[str, Any] = {"settings": settings, "runs": [asdict(c) for c in curves]}
         Path(options.json).write_text(json.dumps(report) + "\n")
     if options.plot:
         plot(curves, options.plot)

@@ -58,8 +58,9 @@ class Distnn:
             self.solver.set_parameters(nn.get_parameters())
 
     def build(self) -> Any:
-        import distnn.functions as F
         from static_vs_dynamic import cnn
+
+        import distnn.functions as F
 
         y = cnn(self.x, self.depth, 1.0, lambda i: False)
         return F.mean(F.softmax_cross_entropy(y, self.t))
@@ -106,9 +107,7 @@ class Torch:
         }
         self.x = torch.tensor(images, dtype=dtype)
         self.t = torch.tensor(labels[:, 0].astype(np.int64))
-        self.layers = list(
-            dict.fromkeys(k.rsplit("/", 2)[0] for k in weights if "/conv/" in k)
-        )
+        self.layers = list(dict.fromkeys(k.rsplit("/", 2)[0] for k in weights if "/conv/" in k))
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=1e-3)
 
     def forward_backward(self) -> float:
@@ -202,9 +201,7 @@ def times(depth: int, repeats: int) -> dict[str, float]:
     report["static_over_torch"] = report["static_seconds"] / report["torch_seconds"]
     report["static_over_torch_min"] = report["static_seconds_min"] / report["torch_seconds_min"]
     report["dynamic_over_static"] = report["dynamic_seconds"] / report["static_seconds"]
-    report["dynamic_over_static_min"] = (
-        report["dynamic_seconds_min"] / report["static_seconds_min"]
-    )
+    report["dynamic_over_static_min"] = report["dynamic_seconds_min"] / report["static_seconds_min"]
     return report
 
 
@@ -271,7 +268,9 @@ def main() -> None:
     report |= memory(options.depth)
     report |= times(options.depth, options.repeats)
     report |= accuracy_of_the_first_step(options.depth)
-    print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in report.items()}))
+    print(
+        json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in report.items()})
+    )
 
 
 if __name__ == "__main__":

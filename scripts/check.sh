@@ -3,13 +3,13 @@
 # then the MPI tests on 2 and 4 ranks. Ends with what was skipped and why.
 set -eu
 cd "$(dirname "$0")/.."
-. scripts/environment.sh mpi,io,examples,test
+extras=mpi,io,examples,test
+. scripts/environment.sh
 log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT
 
 step() {
-    echo
-    echo "== $1"
+    printf '\n== %s\n' "$1"
 }
 
 step "lint"
@@ -19,18 +19,23 @@ ruff format --check --quiet .
 step "types"
 mypy
 
+# run COMMAND...: shows the output, keeps it for the summary, and fails as the command fails.
+run() {
+    { "$@" || touch "$log/failed"; } 2>&1 | tee -a "$log/output"
+    [ ! -e "$log/failed" ]
+}
+
 step "tests on one process"
-python -m pytest -q -p no:cacheprovider tests | tee "$log/single"
-grep -q ' passed' "$log/single"
+run python -m pytest -q -p no:cacheprovider tests
 
 for ranks in 2 4; do
     step "MPI tests on $ranks ranks"
-    distnn-launch -n "$ranks" --timeout 300 --tee 0 --log-dir "$log/mpi-$ranks" \
+    run distnn-launch -n "$ranks" --timeout 300 --tee 0 \
         -m pytest -q -p no:cacheprovider --with-mpi -m mpi tests
 done
 
 step "skipped"
-grep -h '^SKIPPED' "$log/single" | sort | uniq -c | sort -rn || true
+grep -h 'SKIPPED' "$log/output" || echo "No test was skipped."
 echo "GPU: this version has no GPU kernels; nothing of it has run on a GPU."
-echo
-echo "All checks passed."
+
+printf '\nAll checks passed.\n'

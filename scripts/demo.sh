@@ -3,5 +3,6 @@
 # on 2 MPI ranks.
 set -eu
 cd "$(dirname "$0")/.."
-. scripts/environment.sh mpi,examples
+extras=mpi,examples
+. scripts/environment.sh
 exec distnn-launch -n 2 examples/digits_data_parallel.py "$@"

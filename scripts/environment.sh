@@ -1,5 +1,5 @@
-# Sourced by demo.sh and check.sh: makes .venv once, installs distnn into it, and activates it.
-# Usage: . scripts/environment.sh EXTRAS      (for example: mpi,examples)
+# Sourced by demo.sh and check.sh: makes .venv once, installs distnn with the extras named in $extras
+# into it, and activates it. (A plain sh passes no arguments to what it sources.)
 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -13,9 +13,9 @@ python=${PYTHON:-python3}
 }
 . .venv/bin/activate
 # What was installed is remembered, so that a second run is quick and needs no network.
-wanted="$1 $(cksum < pyproject.toml)"
+wanted="$extras $(cksum < pyproject.toml)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-    echo "Installing distnn[$1]"
-    python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
+    echo "Installing distnn[$extras]"
+    python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
     echo "$wanted" > .venv/installed
 fi
