@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
     parser.add_argument("--seed", type=int, default=313)
     parser.add_argument("--exchange", choices=["callback", "all_reduce"], default="callback")
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> float:
 
     x, t = nn.Variable((batch, 1, 8, 8)), nn.Variable((batch, 1))
     loss = F.mean(F.softmax_cross_entropy(network(x), t))
-    solver = S.Momentum(0.05)
+    solver = S.Adam(alpha=2e-3)
     solver.set_parameters(nn.get_parameters())
     gradients = [p.grad for p in nn.get_parameters().values()]
     callback = None
