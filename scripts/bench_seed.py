@@ -52,10 +52,10 @@ class Distnn:
         with world_scope(self.world):
             self.x, self.t = nn.Variable(images.shape), nn.Variable(labels.shape)
             self.x.d, self.t.d = images, labels
-            with nn.auto_forward(dynamic):
-                self.loss = self.build()
             self.solver = S.Adam(1e-3)
-            self.solver.set_parameters(nn.get_parameters())
+            if not dynamic:
+                self.loss = self.build()
+                self.solver.set_parameters(nn.get_parameters())
 
     def build(self) -> Any:
         from static_vs_dynamic import cnn
