@@ -18,22 +18,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CommunicatorError, MissingExtraError
+from ..launcher.place import SIZE_OF_RANKS
 
 _CHUNK_BYTES = 10 * 1024 * 1024
-# Numbers of ranks as launchers tell them before MPI starts: Open MPI, MPICH and Intel MPI,
-# MVAPICH, Cray PALS, Slurm's srun.
-_SIZE_VARIABLES = (
-    "OMPI_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-    "PALS_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-)
 
 
 def started_ranks() -> tuple[int, str]:
     """How many ranks the environment says were started, and the variable that says so."""
-    for name in _SIZE_VARIABLES:
+    for name in SIZE_OF_RANKS:
         text = os.environ.get(name, "")
         if text.isdigit() and int(text) > 0:
             return int(text), name

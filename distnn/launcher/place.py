@@ -20,14 +20,14 @@ _RANK = (
     "SLURM_PROCID",
     "RANK",
 )
-_SIZE = (
+# Only processes that were started as ranks have these.
+SIZE_OF_RANKS = (
     "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_SIZE",
     "PMI_SIZE",
     "SLURM_STEP_NUM_TASKS",
-    "SLURM_NTASKS",
-    "WORLD_SIZE",
 )
+_SIZE = (*SIZE_OF_RANKS, "SLURM_NTASKS", "WORLD_SIZE")
 _LOCAL_RANK = (
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",

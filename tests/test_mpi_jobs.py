@@ -1,0 +1,90 @@
+"""Real jobs of a communicator under plain mpirun, without the launcher: how they end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from launching import environment, needs_mpi, survivors
+
+ONE_FAILS = """
+    import threading
+    import numpy as np
+    import distnn as nn
+    import distnn.communicators as C
+
+    comm = C.MultiProcessDataParallelCommunicator()
+    comm.init()
+
+    def fail():
+        raise RuntimeError("the data of this rank are gone")
+
+    if comm.rank == 1:
+        {failure}
+    array = nn.NdArray.from_numpy_array(np.ones(3, np.float32))
+    comm.all_reduce(array)
+    comm.barrier()
+"""
+
+CONNECTS = """
+    import sys
+    {before}
+    import distnn.communicators as C
+
+    C.MultiProcessDataParallelCommunicator().init()
+"""
+
+
+def run(tmp_path: Path, text: str, command: list[str], changes: dict | None = None):
+    """Run `text` as a program behind `command`; returns what it ended with, and its mark."""
+    (tmp_path / "program.py").write_text(textwrap.dedent(text))
+    clean, mark = environment(
+        {"OMPI_MCA_btl_sm_backing_directory": str(tmp_path)} | (changes or {})
+    )
+    finished = subprocess.run(
+        [*command, sys.executable, "program.py"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=clean,
+        timeout=60,
+    )
+    return finished, mark
+
+
+@needs_mpi
+@pytest.mark.parametrize("failure", ["fail()", "threading.Thread(target=fail).start()"])
+def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
+    from distnn.launcher.mpi import find_mpirun, mpi_of_mpi4py
+
+    mpirun = find_mpirun(mpi_of_mpi4py())
+    options = ["-n", "2", "--allow-run-as-root", "--map-by", "slot:OVERSUBSCRIBE"]
+    begin = time.monotonic()
+    finished, mark = run(tmp_path, ONE_FAILS.format(failure=failure), [mpirun, *options])
+    assert time.monotonic() - begin < 30  # start of two Pythons and of MPI included
+    assert finished.returncode != 0
+    assert "RuntimeError: the data of this rank are gone" in finished.stderr
+    assert "rank 1" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+def test_ranks_that_mpi_does_not_see_are_an_error(tmp_path):
+    finished, _ = run(tmp_path, CONNECTS.format(before=""), [], {"PMI_SIZE": "2"})
+    assert finished.returncode == 1
+    assert "2 ranks were started (PMI_SIZE=2) but mpi4py, which uses" in finished.stderr
+    assert "sees one" in finished.stderr
+    assert "distnn-launch" in finished.stderr
+
+
+def test_ranks_without_mpi4py_are_an_error_that_says_what_to_install(tmp_path):
+    without = CONNECTS.format(before='sys.modules["mpi4py"] = None')
+    finished, _ = run(tmp_path, without, [], {"OMPI_COMM_WORLD_SIZE": "4"})
+    assert finished.returncode == 1
+    assert "4 ranks were started (OMPI_COMM_WORLD_SIZE=4) but mpi4py is not" in finished.stderr
+    assert "pip install distnn[mpi]" in finished.stderr
