@@ -162,6 +162,7 @@ def plot(curves: list[Curve], path: str) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -84,6 +84,7 @@ def test_curves_can_be_plotted(tmp_path):
         timer.add(i)
     series.close()
     timer.close()
+    plt.figure()
     plot_series(str(tmp_path / "s.series.txt"))
     assert plt.gca().lines[0].get_ydata().tolist() == [0, 2, 4]
     plot_time_elapsed(str(tmp_path / "t.timer.txt"), elapsed=True, unit="m")
