@@ -36,7 +36,7 @@ done
 
 step "skipped"
 # What needs --with-mpi in the first run was run by the MPI tests.
-grep -h 'SKIPPED' "$log/output" | grep -v -e '--with-mpi' || echo "No test was skipped."
+grep -ah 'SKIPPED' "$log/output" | grep -av -e '--with-mpi' || echo "No test was skipped."
 echo "GPU: this version has no GPU kernels; nothing of it has run on a GPU."
 
 printf '\nAll checks passed.\n'
