@@ -389,3 +389,8 @@ def test_bad_arguments_are_named(call, kind, match):
     solver.set_parameters({"w": nn.Variable((2,))})
     with pytest.raises(kind, match=match):
         call(solver)
+
+
+def test_parameters_that_are_no_dict_are_refused():
+    with pytest.raises(SolverError, match=r"param_dict is list; pass a dict of name -> Variable"):
+        S.Sgd().set_parameters([nn.Variable((2,))])

@@ -54,7 +54,7 @@ class Mpi:
 
     vendor: str  # a key of _NAMES
     version: str  # first line of what the library says
-    library: str  # path of libmpi, "" when the system does not tell
+    libmpi: str  # its path, "" when the system does not tell
 
 
 def mpi_of_mpi4py(python: str = sys.executable) -> Mpi:
@@ -126,12 +126,12 @@ def find_mpirun(mpi: Mpi, python: str = sys.executable, given: str | None = None
         others.append(f"{path} is of {vendor or 'an unknown MPI'} (it says {first_line!r})")
     if others:
         raise LaunchError(
-            f"mpi4py uses {mpi.version!r} ({mpi.library or 'path unknown'}), but "
+            f"mpi4py uses {mpi.version!r} ({mpi.libmpi or 'path unknown'}), but "
             f"{'; '.join(others)}: its ranks would not find each other. Put the mpirun of "
             f"{mpi.vendor} on PATH, pass it with --mpirun, or install mpi4py for the other MPI"
         )
     raise LaunchError(
-        f"no mpirun for mpi4py's {mpi.version!r} ({mpi.library or 'path unknown'}): none beside "
+        f"no mpirun for mpi4py's {mpi.version!r} ({mpi.libmpi or 'path unknown'}): none beside "
         "that library, beside Python or on PATH; load your MPI's module, pass --mpirun PATH, or "
         "on a machine with no MPI of its own `pip install distnn[mpi]`"
     )
@@ -139,7 +139,7 @@ def find_mpirun(mpi: Mpi, python: str = sys.executable, given: str | None = None
 
 def _candidates(mpi: Mpi, python: str) -> Iterator[str]:
     folders: list[str] = []
-    for library in (mpi.library, os.path.realpath(mpi.library) if mpi.library else ""):
+    for library in (mpi.libmpi, os.path.realpath(mpi.libmpi) if mpi.libmpi else ""):
         # .../lib/libmpi.so, .../lib/x86_64-linux-gnu/openmpi/lib/libmpi.so, ...: bin of each parent
         parent = os.path.dirname(library)
         while parent and parent != os.path.dirname(parent):

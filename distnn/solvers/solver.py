@@ -103,6 +103,11 @@ class Solver:
         >>> solver = S.Momentum(0.1)
         >>> solver.set_parameters(nn.get_parameters(), reset=False, retain_state=True)
         """
+        if not isinstance(param_dict, Mapping):
+            raise SolverError(
+                f"[{self.name}.set_parameters] param_dict is {type(param_dict).__name__}; pass a "
+                "dict of name -> Variable, for example nn.get_parameters()"
+            )
         for key, variable in param_dict.items():
             if not isinstance(variable, Variable):
                 raise SolverError(
