@@ -17,13 +17,14 @@ import numpy as np
 from ..context import Context, current_world
 from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
 from ..ndarray import NdArray
+from .board import Board, SilentBoard
 from .buckets import AllReduceCallback
 from .exchange import Arrays, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Schedule, exchange
 from .transport import SingleTransport, Transport
+from .waiting import TIMEOUT_VARIABLE, DeadError, wait_for
 
-_TIMEOUT_VARIABLE = "DISTNN_TIMEOUT"
 _DEFAULT_TIMEOUT = 300.0  # seconds
 
 
@@ -34,7 +35,8 @@ class _Group:
         self.name = name
         self.ranks = ranks
         self.transport = transport
-        self.sequence = 0
+        self.sequence = 0  # collectives
+        self.position = 0  # entries of the queue: a collective of several buckets has several
 
 
 class MultiProcessDataParallelCommunicator:
@@ -57,7 +59,7 @@ class MultiProcessDataParallelCommunicator:
     def __init__(self, context: Context | None = None, timeout: float | None = None) -> None:
         self.context = context
         if timeout is None:
-            timeout = float(os.environ.get(_TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
+            timeout = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
         if not timeout > 0:
             raise ArgumentError(
                 f"[MultiProcessDataParallelCommunicator] timeout is {timeout}; pass seconds > 0"
@@ -65,22 +67,30 @@ class MultiProcessDataParallelCommunicator:
         self.timeout = timeout
         self._groups: dict[str, _Group] = {}
         self._fifo: Fifo | None = None
+        self._board: Board = SilentBoard()
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
+        self._open(_connect())
+
+    def _open(self, transport: Transport) -> None:
         world = current_world()
-        transport = _connect()
         self._groups["world"] = _Group("world", list(range(transport.size)), transport)
         self._fifo = Fifo(f"distnn communication {transport.rank}")
+        self._board = transport.board()
+        # Also at the end of the program: the others must not wait for a rank that has left.
+        weakref.finalize(self, self._board.close)
         world.communicator = self
 
     def close(self) -> None:
-        """Let the communication thread end."""
+        """Leave: the communication thread ends, and ranks that still wait for this one are told."""
         if self._fifo is not None:
             self._fifo.close()
+            self._fifo.dead = "close() was called"
+            self._board.close()
 
     # -- who is there -----------------------------------------------------------------------------
 
@@ -145,7 +155,10 @@ class MultiProcessDataParallelCommunicator:
 
     def abort(self, status: int = 1) -> None:
         """End all ranks at once, with this exit status."""
-        self._transport("abort").abort(status)
+        transport = self._transport("abort")
+        assert self._fifo is not None
+        self._fifo.dead = f"abort({status}) was called"
+        transport.abort(status)
 
     def all_reduce(
         self,
@@ -406,34 +419,37 @@ class MultiProcessDataParallelCommunicator:
         assert self._fifo is not None
         if schedule is not None:
             found.sequence += 1
-        sequence = found.sequence
+        found.position += 1
+        sequence, position = found.sequence, found.position
+        where = "" if group == "world" else f" of group {group!r}"
+        ticket = Ticket(f"{operation} no. {sequence}{where}")
+        notes = self._board.notes
 
         def run() -> Any:
-            agreed = False
-            if schedule is not None:
-                agreed = exchange(transport, sequence, schedule, incomplete)
-            return job(transport, agreed)
+            notes.enter(group, position, ticket.description)
+            try:
+                agreed = False
+                if schedule is not None:
+                    agreed = exchange(transport, sequence, schedule, incomplete)
+                return job(transport, agreed)
+            finally:
+                notes.leave()
 
-        return self._fifo.submit(f"{operation} no. {sequence}", run)
+        self._fifo.submit(ticket, run)
+        return ticket
 
     def _wait(self, ticket: Ticket) -> Any:
+        assert self._fifo is not None
         try:
-            return ticket.wait(self.timeout)
-        except TimeoutError:
-            late = self._transport("wait").late()
-            who = f"; late: rank {', '.join(map(str, late))}" if late else ""
-            reason = f"{ticket.description} did not end within {self.timeout:g} seconds{who}"
-            assert self._fifo is not None
-            self._fifo.dead = reason
-            raise CommunicatorError(
-                f"[{ticket.description}] did not end within {self.timeout:g} seconds{who}; a rank "
-                f"left this collective out, is slow or gone (timeout= or {_TIMEOUT_VARIABLE} sets "
-                "the limit)"
-            ) from None
+            wait_for(ticket, self._board, self.find_group, self.rank, self.timeout)
+            return ticket.result()
+        except DeadError as error:
+            self._fifo.dead = str(error)
+            self._transport("wait").give_up()
+            raise
         except CommunicatorError:
             raise
         except Exception as error:
-            assert self._fifo is not None
             self._fifo.dead = f"{ticket.description} failed: {error}"
             raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
 
@@ -452,9 +468,7 @@ class DataParallelCommunicator(MultiProcessDataParallelCommunicator):
 
     def init(self) -> None:
         """Connect to itself."""
-        self._groups["world"] = _Group("world", [0], SingleTransport())
-        self._fifo = Fifo("distnn communication")
-        current_world().communicator = self
+        self._open(SingleTransport())
 
 
 def _connect() -> Transport:

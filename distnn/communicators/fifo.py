@@ -36,10 +36,12 @@ class Ticket:
     def done(self) -> bool:
         return self._done.is_set()
 
-    def wait(self, timeout: float) -> Any:
-        """The result; raises the job's error, or TimeoutError."""
-        if not self._done.wait(timeout):
-            raise TimeoutError
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is done, at most `timeout` seconds; whether it is."""
+        return self._done.wait(timeout)
+
+    def result(self) -> Any:
+        """What the job returned; raises what it raised."""
         if self._error is not None:
             raise self._error
         return self._result
@@ -61,13 +63,11 @@ class Fifo:
         self._finalizer = weakref.finalize(self, self._jobs.put, None)
         self.dead: str | None = None
 
-    def submit(self, description: str, job: Callable[[], Any]) -> Ticket:
+    def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""
         if self.dead is not None:
-            raise CommunicatorError(f"[{description}] the communicator is dead: {self.dead}")
-        ticket = Ticket(description)
+            raise CommunicatorError(f"[{ticket.description}] the communicator is dead: {self.dead}")
         self._jobs.put((ticket, job))
-        return ticket
 
     def close(self) -> None:
         """Let the thread end after the jobs that are queued."""

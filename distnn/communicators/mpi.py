@@ -7,6 +7,7 @@ calls in chunks, on a thread of their own (fifo.py).
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -19,6 +20,8 @@ import numpy as np
 
 from ..errors import CommunicatorError, MissingExtraError
 from ..launcher.place import SIZE_OF_RANKS
+from . import tcp_board
+from .board import Board, SilentBoard
 
 _CHUNK_BYTES = 10 * 1024 * 1024
 
@@ -133,11 +136,15 @@ class MpiTransport:
         comm = self._comm.Split(color, key)
         return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
 
-    def late(self) -> list[int]:
-        return []
+    def board(self) -> Board:
+        return SilentBoard() if self.size == 1 else tcp_board.connect(self)
 
     def abort(self, status: int) -> None:
         self._mpi.COMM_WORLD.Abort(status)
+
+    def give_up(self) -> None:
+        # A thread of this process is inside of MPI for good: MPI_Finalize would wait for it.
+        atexit.register(self._mpi.COMM_WORLD.Abort, 1)
 
 
 def _chunks(array: np.ndarray) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..context import World, world_scope
 from ..errors import CommunicatorError
+from .board import ThreadsBoard
 
 
 class InjectedFailure(RuntimeError):
@@ -28,6 +29,7 @@ class _Meeting:
         self.size = size
         self.items: list[Any] = [None] * size
         self.arrived = [0] * size  # collectives entered, by rank
+        self.boards: list[ThreadsBoard | None] = [None] * size
         self.failure: str | None = None
         self._barrier = threading.Barrier(size)
         self._subsets: dict[tuple, _Meeting] = {}
@@ -132,9 +134,12 @@ class ThreadsTransport:
             ThreadsTransport(meeting, list(ranks).index(self.rank)) if self.rank in ranks else None
         )
 
-    def late(self) -> list[int]:
-        arrived = self._meeting.arrived
-        return [r for r, count in enumerate(arrived) if count < arrived[self.rank]]
+    def board(self) -> ThreadsBoard:
+        meeting = self._meeting
+        return ThreadsBoard(meeting.boards, self.rank, threading.get_ident(), meeting.fail)
+
+    def give_up(self) -> None:
+        pass
 
     def abort(self, status: int) -> None:
         reason = f"rank {self.rank} aborted with status {status}"

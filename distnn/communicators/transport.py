@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from .board import Board, SilentBoard
+
 
 class Transport(Protocol):
     """Ranks 0 to size - 1, and how they exchange memory."""
@@ -43,11 +45,14 @@ class Transport(Protocol):
     def subset(self, ranks: Sequence[int]) -> Transport | None:
         """A transport among these ranks, in their order; None on others. All ranks call it."""
 
-    def late(self) -> list[int]:
-        """Ranks that have not come to the collective in which this one waits, where known."""
+    def board(self) -> Board:
+        """A new board of all ranks; they all call it, once."""
 
     def abort(self, status: int) -> None:
         """End all ranks at once."""
+
+    def give_up(self) -> None:
+        """Some collective will never end: let this process end nevertheless, with a bad status."""
 
 
 class SingleTransport:
@@ -81,8 +86,11 @@ class SingleTransport:
     def subset(self, ranks: Sequence[int]) -> Transport | None:
         return SingleTransport()
 
-    def late(self) -> list[int]:
-        return []
+    def board(self) -> Board:
+        return SilentBoard()
 
     def abort(self, status: int) -> None:
         raise SystemExit(status)
+
+    def give_up(self) -> None:
+        pass
