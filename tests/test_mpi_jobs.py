@@ -30,6 +30,29 @@ ONE_FAILS = """
     comm.barrier()
 """
 
+MISSING = """
+    import sys, time
+    import numpy as np
+    import distnn as nn
+    import distnn.communicators as C
+
+    comm = C.MultiProcessDataParallelCommunicator(timeout={timeout})
+    comm.init()
+    array = nn.NdArray.from_numpy_array(np.ones(3, np.float32))
+    comm.all_reduce(array)
+
+    def read_data_for_long():
+        time.sleep(60)
+
+    if comm.rank == 1:
+        {missing}
+    try:
+        comm.bcast(array, 0)
+    except Exception as error:
+        print(f"rank {{comm.rank}} got {{type(error).__name__}}: {{error}}", flush=True)
+        {then}
+"""
+
 CONNECTS = """
     import sys
     {before}
@@ -57,19 +80,49 @@ def run(tmp_path: Path, text: str, command: list[str], changes: dict | None = No
     return finished, mark
 
 
-@needs_mpi
-@pytest.mark.parametrize("failure", ["fail()", "threading.Thread(target=fail).start()"])
-def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
+def job(tmp_path: Path, text: str, ranks: int = 2):
+    """Run `text` on ranks under plain mpirun; returns how it ended, its mark and its seconds."""
     from distnn.launcher.mpi import find_mpirun, mpi_of_mpi4py
 
     mpirun = find_mpirun(mpi_of_mpi4py())
-    options = ["-n", "2", "--allow-run-as-root", "--map-by", "slot:OVERSUBSCRIBE"]
+    options = ["-n", str(ranks), "--allow-run-as-root", "--map-by", "slot:OVERSUBSCRIBE"]
     begin = time.monotonic()
-    finished, mark = run(tmp_path, ONE_FAILS.format(failure=failure), [mpirun, *options])
-    assert time.monotonic() - begin < 30  # start of two Pythons and of MPI included
+    finished, mark = run(tmp_path, text, [mpirun, *options])
+    return finished, mark, time.monotonic() - begin
+
+
+@needs_mpi
+@pytest.mark.parametrize("failure", ["fail()", "threading.Thread(target=fail).start()"])
+def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
+    finished, mark, seconds = job(tmp_path, ONE_FAILS.format(failure=failure))
+    assert seconds < 30  # start of two Pythons and of MPI included
     assert finished.returncode != 0
     assert "RuntimeError: the data of this rank are gone" in finished.stderr
     assert "rank 1" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+@pytest.mark.parametrize("then", ["raise", "pass"])
+def test_a_late_rank_is_named_prints_its_stack_and_is_ended(then, tmp_path):
+    text = MISSING.format(timeout=2, missing="read_data_for_long()", then=then)
+    finished, mark, seconds = job(tmp_path, text, ranks=3)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "[bcast from rank 0 no. 2] did not end within 2 seconds" in finished.stdout
+    assert "rank 1 is late: it left all_reduce no. 1" in finished.stdout
+    assert "in read_data_for_long" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+@pytest.mark.parametrize("missing", ["sys.exit(3)", "sys.exit(0)"])
+def test_a_rank_that_leaves_early_is_noticed_before_the_deadline(missing, tmp_path):
+    text = MISSING.format(timeout=300, missing=missing, then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "waits for ranks that have left the job (rank 1" in finished.stdout
     assert not survivors(mark)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..context import Context, current_world
-from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
+from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError, DtypeError, ShapeError
 from ..ndarray import NdArray
 from .board import Board, SilentBoard
 from .buckets import AllReduceCallback
@@ -23,7 +23,7 @@ from .exchange import Arrays, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Schedule, exchange
 from .transport import SingleTransport, Transport
-from .waiting import TIMEOUT_VARIABLE, DeadError, wait_for
+from .waiting import TIMEOUT_VARIABLE, wait_for
 
 _DEFAULT_TIMEOUT = 300.0  # seconds
 
@@ -443,7 +443,7 @@ class MultiProcessDataParallelCommunicator:
         try:
             wait_for(ticket, self._board, self.find_group, self.rank, self.timeout)
             return ticket.result()
-        except DeadError as error:
+        except DeadCommunicatorError as error:
             self._fifo.dead = str(error)
             self._transport("wait").give_up()
             raise

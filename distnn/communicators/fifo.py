@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import CommunicatorError
+from ..errors import DeadCommunicatorError
 
 
 class Ticket:
@@ -66,7 +66,9 @@ class Fifo:
     def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""
         if self.dead is not None:
-            raise CommunicatorError(f"[{ticket.description}] the communicator is dead: {self.dead}")
+            raise DeadCommunicatorError(
+                f"[{ticket.description}] the communicator is dead: {self.dead}"
+            )
         self._jobs.put((ticket, job))
 
     def close(self) -> None:

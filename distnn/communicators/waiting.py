@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ..errors import CommunicatorError
+from ..errors import DeadCommunicatorError
 from .board import Board, Status
 from .fifo import Ticket
 
@@ -13,10 +13,8 @@ TIMEOUT_VARIABLE = "DISTNN_TIMEOUT"
 _LOOK = 0.2  # seconds between looks at who is gone
 # Seconds that a collective may go on after a rank has left: it may have left with its part done.
 _GRACE = 2.0
-
-
-class DeadError(CommunicatorError):
-    """A collective that will never end; the communicator is of no use any more."""
+# Seconds for late ranks to print where they are: an error that nobody catches ends all ranks.
+_PRINT = 0.5
 
 
 def wait_for(
@@ -32,7 +30,7 @@ def wait_for(
         ranks_of: gives the ranks of a group by its name.
         rank: this one.
         timeout: seconds.
-    Raises: DeadError when it will not be, with the ranks that are missing and what they do.
+    Raises: DeadCommunicatorError when it will not be, with the missing ranks and what they do.
     """
     deadline = time.monotonic() + timeout
     gone_since: float | None = None
@@ -44,9 +42,9 @@ def wait_for(
         if gone and mine.running:
             gone_since = gone_since or now
             if now - gone_since >= _GRACE:
-                raise DeadError(_left(mine, gone))
+                raise DeadCommunicatorError(_left(mine, gone))
         if now >= deadline:
-            raise DeadError(_late(ticket, mine, board, ranks, rank, timeout))
+            raise DeadCommunicatorError(_late(ticket, mine, board, ranks, rank, timeout))
 
 
 def _left(mine: Status, gone: Mapping[int, str]) -> str:
@@ -78,6 +76,7 @@ def _late(
         return f"[{text}] did not end within {timeout:g} seconds: {who}; {limit}"
     why = f"rank {rank} has waited {timeout:g} seconds for this rank in {text}"
     board.end(late, why)
+    time.sleep(_PRINT)
     who = "; ".join(f"rank {r} is late: {what}" for r, what in sorted(late.items()))
     return (
         f"[{text}] did not end within {timeout:g} seconds: {who}. Late ranks print where they are, "
