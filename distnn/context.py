@@ -33,6 +33,7 @@ class World:
         self.slabs: dict[Any, Any] = {}
         self.context = Context()
         self.communicator: Any = None
+        self.backward_callbacks: list[Any] = []  # of every backward that is given none itself
         self.transport: Any = None  # of a rank that is a thread
         self._parameter_generator: np.random.RandomState | None = None
         self.seed = DEFAULT_SEED
