@@ -141,3 +141,49 @@ def test_ranks_without_mpi4py_are_an_error_that_says_what_to_install(tmp_path):
     assert finished.returncode == 1
     assert "4 ranks were started (OMPI_COMM_WORLD_SIZE=4) but mpi4py is not" in finished.stderr
     assert "pip install distnn[mpi]" in finished.stderr
+
+
+HARNESS = """
+    import numpy as np
+    import pytest
+    from ranks import connected
+
+    import distnn as nn
+
+    pytestmark = pytest.mark.mpi(min_size=2)
+
+
+    def test_fails_on_one_rank():
+        comm = connected()
+        assert comm.rank != 1
+        comm.barrier()
+
+
+    def test_skips():
+        connected()
+        pytest.skip("to see that ranks agree on it")
+
+
+    def test_passes_afterwards():
+        comm = connected()
+        array = nn.NdArray.from_numpy_array(np.ones(2))
+        comm.all_reduce(array)
+        assert array.data[0] == comm.size
+"""
+
+
+@needs_mpi
+def test_a_test_that_fails_on_one_rank_fails_on_all_and_the_run_goes_on(tmp_path):
+    pytest.importorskip("pytest_mpi", reason="MPI tests need distnn[test]")
+    here = Path(__file__).resolve().parent
+    for name in ("conftest.py", "ranks.py"):
+        (tmp_path / name).write_text((here / name).read_text())
+    (tmp_path / "test_harness.py").write_text(textwrap.dedent(HARNESS))
+    pytest_run = "import pytest; raise SystemExit(pytest.main(['-q', '--color=no', '--with-mpi']))"
+    finished, mark, seconds = job(tmp_path, pytest_run, ranks=3)
+    assert seconds < 40
+    assert finished.returncode != 0
+    assert "1 failed, 1 passed, 1 skipped" in finished.stdout
+    assert "assert comm.rank != 1" in finished.stdout
+    assert "waits for ranks that have left the job (rank 1" in finished.stdout
+    assert not survivors(mark)

@@ -108,6 +108,7 @@ class TcpBoard:
         with contextlib.suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
             for line in lines:
                 self._obey(json.loads(line))
+        self._connection.close()
         if not self._closed and self._rank != 0:
             self._gone[0] = "its process has ended or cannot be reached"
 
