@@ -10,7 +10,13 @@ import distnn as nn
 import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
-from distnn.errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
+from distnn.errors import (
+    ArgumentError,
+    CommunicatorError,
+    DeadCommunicatorError,
+    DtypeError,
+    ShapeError,
+)
 
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
 several = pytest.mark.parametrize("transport", TRANSPORTS[1:])
@@ -390,6 +396,18 @@ def test_bad_arguments_are_named(call, kind, match):
 def test_a_communicator_wants_init_first():
     with pytest.raises(CommunicatorError, match="call init"):
         _ = C.MultiProcessDataParallelCommunicator().size
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_nothing_can_be_exchanged_after_the_end(end):
+    comm = connected()
+    if end == "close":
+        comm.close()
+    else:
+        with pytest.raises(SystemExit):
+            comm.abort(3)
+    with pytest.raises(DeadCommunicatorError, match=rf"\[all_reduce no. 1\].*{end}\("):
+        comm.all_reduce(array(1))
 
 
 def test_a_late_rank_is_named_within_the_deadline():

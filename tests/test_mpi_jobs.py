@@ -143,6 +143,24 @@ def test_ranks_without_mpi4py_are_an_error_that_says_what_to_install(tmp_path):
     assert "pip install distnn[mpi]" in finished.stderr
 
 
+@needs_mpi
+def test_an_mpi_without_threads_is_refused(tmp_path):
+    before = "import mpi4py; mpi4py.rc.threads = False; import mpi4py.MPI"
+    finished, _ = run(tmp_path, CONNECTS.format(before=before), [])
+    assert finished.returncode == 1
+    assert "MPI was started without thread support" in finished.stderr
+    assert "thread_level = 'multiple'" in finished.stderr
+
+
+@needs_mpi
+def test_abort_ends_all_ranks_with_its_status(tmp_path):
+    text = MISSING.format(timeout=300, missing="comm.abort(7)", then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode == 7
+    assert not survivors(mark)
+
+
 HARNESS = """
     import numpy as np
     import pytest
