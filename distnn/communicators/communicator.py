@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .exchange import Arrays, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Schedule, exchange
 from .transport import SingleTransport, Transport
-from .waiting import TIMEOUT_VARIABLE, wait_for
+from .waiting import TIMEOUT_VARIABLE, Patience
 
 _DEFAULT_TIMEOUT = 300.0  # seconds
 
@@ -190,7 +191,8 @@ class MultiProcessDataParallelCommunicator:
             anywhere = present_anywhere(transport, incomplete, present)
             reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1)
 
-        self._run(schedule, job, group, not all(present))
+        nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
+        self._run(schedule, job, group, not all(present), nbytes)
 
     def all_reduce_callback(
         self,
@@ -412,11 +414,22 @@ class MultiProcessDataParallelCommunicator:
         incomplete: bool = False,
     ) -> Ticket:
         """Queue a collective; without a schedule it belongs to the one queued before."""
+        ticket, run = self._prepared(schedule, job, group, incomplete)
+        assert self._fifo is not None
+        self._fifo.submit(ticket, run)
+        return ticket
+
+    def _prepared(
+        self,
+        schedule: Schedule | None,
+        job: Callable[[Transport, bool], Any],
+        group: str,
+        incomplete: bool,
+    ) -> tuple[Ticket, Callable[[], Any]]:
         operation = "all_reduce_callback" if schedule is None else schedule.operation
         found = self._group(operation, group)
         transport = found.transport
         assert transport is not None
-        assert self._fifo is not None
         if schedule is not None:
             found.sequence += 1
         found.position += 1
@@ -435,14 +448,23 @@ class MultiProcessDataParallelCommunicator:
             finally:
                 notes.leave()
 
-        self._fifo.submit(ticket, run)
-        return ticket
+        return ticket, run
 
     def _wait(self, ticket: Ticket) -> Any:
+        with self._dead_after(ticket):
+            if not ticket.done():
+                self._patience(ticket).wait(ticket)
+            return ticket.result()
+
+    def _patience(self, ticket: Ticket) -> Patience:
+        return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
+
+    @contextmanager
+    def _dead_after(self, ticket: Ticket) -> Iterator[None]:
+        """Make the communicator unusable when what the ticket stands for has failed half-way."""
         assert self._fifo is not None
         try:
-            wait_for(ticket, self._board, self.find_group, self.rank, self.timeout)
-            return ticket.result()
+            yield
         except DeadCommunicatorError as error:
             self._fifo.dead = str(error)
             self._transport("wait").give_up()
@@ -459,8 +481,23 @@ class MultiProcessDataParallelCommunicator:
         job: Callable[[Transport, bool], Any],
         group: str = "world",
         incomplete: bool = False,
+        nbytes: int = sys.maxsize,
     ) -> Any:
-        return self._wait(self._start(schedule, job, group, incomplete))
+        """Do a collective; small all_reduces without the queue where that is idle."""
+        found = self._group(schedule.operation, group)
+        transport, fifo = found.transport, self._fifo
+        assert transport is not None
+        assert fifo is not None
+        if nbytes > transport.polled_bytes or not fifo.idle:
+            return self._wait(self._start(schedule, job, group, incomplete))
+        ticket, run = self._prepared(schedule, job, group, incomplete)
+        transport.check = self._patience(ticket).check
+        try:
+            with self._dead_after(ticket):
+                fifo.run_here(ticket, run)
+                return ticket.result()
+        finally:
+            transport.check = None
 
 
 class DataParallelCommunicator(MultiProcessDataParallelCommunicator):

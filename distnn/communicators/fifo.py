@@ -1,8 +1,8 @@
 """The one queue of a process's collectives, run in order by a thread of its own.
 
 The thread holds the interpreter lock only between blocking calls, so communication goes on while
-the main thread computes. The main thread waits on events, never inside the transport: it can raise
-when a deadline passes.
+the main thread computes. The main thread waits on events or polls, and never blocks inside the
+transport: it can raise when a deadline passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class Ticket:
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self._done = threading.Event()
+        self._done = False
+        self._running = threading.Lock()  # a tenth of the cost of an Event
+        self._running.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -31,14 +33,17 @@ class Ticket:
             self._result = job()
         except BaseException as error:
             self._error = error
-        self._done.set()
+        self._done = True
+        self._running.release()
 
     def done(self) -> bool:
-        return self._done.is_set()
+        return self._done
 
     def wait(self, timeout: float) -> bool:
         """Wait until it is done, at most `timeout` seconds; whether it is."""
-        return self._done.wait(timeout)
+        if not self._done and self._running.acquire(timeout=timeout):
+            self._running.release()  # for others who wait
+        return self._done
 
     def result(self) -> Any:
         """What the job returned; raises what it raised."""
@@ -52,10 +57,12 @@ class Fifo:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._submitted = 0
+        self._progress = _Progress()
         # The thread knows the queue of jobs only, so that it does not keep the communicator alive.
         thread = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(_work, self._jobs),
+            args=(_work, self._jobs, self._progress),
             name=name,
             daemon=True,
         )
@@ -65,19 +72,44 @@ class Fifo:
 
     def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""
+        self._check_alive(ticket)
+        self._submitted += 1
+        self._jobs.put((ticket, job))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or under way."""
+        return self._progress.done == self._submitted
+
+    def run_here(self, ticket: Ticket, job: Callable[[], Any]) -> None:
+        """Run a job on the calling thread; the queue must be idle."""
+        self._check_alive(ticket)
+        with self._progress.lock:
+            ticket.run(job)
+
+    def _check_alive(self, ticket: Ticket) -> None:
         if self.dead is not None:
             raise DeadCommunicatorError(
                 f"[{ticket.description}] the communicator is dead: {self.dead}"
             )
-        self._jobs.put((ticket, job))
 
     def close(self) -> None:
         """Let the thread end after the jobs that are queued."""
         self._finalizer()
 
 
-def _work(jobs: queue.SimpleQueue) -> None:
+class _Progress:
+    """What the thread has done so far."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.lock = threading.Lock()  # held while a job runs
+
+
+def _work(jobs: queue.SimpleQueue, progress: _Progress) -> None:
     while (item := jobs.get()) is not None:
         ticket, job = item
-        ticket.run(job)
+        with progress.lock:
+            ticket.run(job)
+        progress.done += 1
         del item, ticket, job

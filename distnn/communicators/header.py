@@ -42,10 +42,9 @@ def exchange(
     # A maximum over x and -x: equal on all ranks exactly if the two results add up to 0.
     words = np.array([*facts, *(-f for f in facts), int(incomplete)], np.int64)
     transport.all_reduce(words, "max")
-    n = len(facts)
-    if np.any(words[:n] + words[n : 2 * n]):
+    if words.tolist()[:-1] != [*facts, *(-f for f in facts)]:
         _raise_difference(transport, sequence, schedule)
-    return bool(words[2 * n])
+    return bool(words[-1])
 
 
 def _raise_difference(transport: Transport, sequence: int, schedule: Schedule) -> None:

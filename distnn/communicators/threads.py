@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..context import World, world_scope
-from ..errors import CommunicatorError
+from ..errors import CommunicatorError, DeadCommunicatorError
 from .board import ThreadsBoard
 
 
@@ -39,7 +39,8 @@ class _Meeting:
         try:
             self._barrier.wait(timeout)
         except threading.BrokenBarrierError:
-            raise CommunicatorError(self.failure or "another rank left the collective") from None
+            reason = self.failure or "another rank left the collective"
+            raise DeadCommunicatorError(reason) from None
 
     def fail(self, reason: str) -> None:
         """Free all ranks that wait here or will."""
@@ -59,6 +60,9 @@ class _Meeting:
 
 class ThreadsTransport:
     """A rank that is a thread."""
+
+    check: Callable[[], None] | None = None
+    polled_bytes = -1  # threads wait at barriers
 
     def __init__(self, meeting: _Meeting, rank: int, fail_at: int | None = None) -> None:
         self.rank = self.local_rank = rank

@@ -1,12 +1,14 @@
 """Transport: what a communicator needs to move host memory between ranks. And the trivial one.
 
-All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays.
+All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays. A
+small `all_reduce` calls `check`, where it is set, while it waits; what that raises ends the wait.
 All ranks call the same methods in the same order; header.py makes sure of that beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +22,8 @@ class Transport(Protocol):
     rank: int
     size: int
     local_rank: int  # among the ranks of this machine
+    check: Callable[[], None] | None
+    polled_bytes: int  # an all_reduce of at most this size calls `check`
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         """array = sum (or "max") over ranks, in place."""
@@ -61,6 +65,8 @@ class SingleTransport:
     rank = 0
     size = 1
     local_rank = 0
+    check: Callable[[], None] | None = None
+    polled_bytes = sys.maxsize  # it never waits
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         pass
