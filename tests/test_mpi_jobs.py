@@ -31,7 +31,7 @@ ONE_FAILS = """
 """
 
 MISSING = """
-    import sys, time
+    import os, signal, sys, time
     import numpy as np
     import distnn as nn
     import distnn.communicators as C
@@ -112,6 +112,16 @@ def test_a_late_rank_is_named_prints_its_stack_and_is_ended(then, tmp_path):
     assert "[bcast from rank 0 no. 2] did not end within 2 seconds" in finished.stdout
     assert "rank 1 is late: it left all_reduce no. 1" in finished.stdout
     assert "in read_data_for_long" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+def test_a_frozen_rank_is_named_and_ended(tmp_path):
+    text = MISSING.format(timeout=1, missing="os.kill(os.getpid(), signal.SIGSTOP)", then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "rank 1 is late: it does not answer" in finished.stdout
     assert not survivors(mark)
 
 
