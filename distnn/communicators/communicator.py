@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class MultiProcessDataParallelCommunicator:
         self._groups: dict[str, _Group] = {}
         self._fifo: Fifo | None = None
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
+        self._accumulating = False  # inside no_sync
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
@@ -208,7 +210,43 @@ class MultiProcessDataParallelCommunicator:
         arrays = self._arrays("all_reduce_callback", data, division)
         size = len(self._group("all_reduce_callback", group).ranks)
         scale = scale_grad / size if division else scale_grad
-        return AllReduceCallback(arrays, pack_size, scale, self._starter(group), self._wait)
+        return AllReduceCallback(
+            arrays,
+            pack_size,
+            scale,
+            self._starter(group),
+            self._wait,
+            lambda: not self._accumulating,
+        )
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, backward leaves gradients on their rank although it is given a callback.
+
+        The next backward outside reduces what has been accumulated, once. `all_reduce` and the
+        other collectives are not affected.
+
+        >>> import distnn as nn, distnn.communicators as C
+        >>> import distnn.functions as F, distnn.parametric_functions as PF
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> x = nn.Variable((1, 2))
+        >>> loss = F.sum(PF.affine(x, 1))
+        >>> gradients = [p.grad for p in nn.get_parameters().values()]
+        >>> callback = comm.all_reduce_callback(gradients)
+        >>> x.d = 1
+        >>> loss.forward()
+        >>> with comm.no_sync():
+        ...     loss.backward(communicator_callbacks=callback)
+        >>> loss.backward(communicator_callbacks=callback)  # reduces the sum of both
+        >>> gradients[0].data.ravel()
+        array([2., 2.], dtype=float32)
+        """
+        before, self._accumulating = self._accumulating, True
+        try:
+            yield
+        finally:
+            self._accumulating = before
 
     def reduce(
         self,

@@ -12,6 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from ..errors import CommunicatorError
@@ -25,13 +26,20 @@ class Ticket:
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
+        self.began = self.ended = 0.0  # perf_counter, on the thread that ran it
 
     def run(self, job: Callable[[], Any]) -> None:
+        self.began = perf_counter()
         try:
             self._result = job()
         except BaseException as error:
             self._error = error
+        self.ended = perf_counter()
         self._done.set()
+
+    def failed(self) -> bool:
+        """Whether the job raised."""
+        return self._error is not None
 
     def done(self) -> bool:
         return self._done.is_set()
