@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CommunicatorError
 from ..ndarray import NdArray, Storage
 from .exchange import Arrays, present_anywhere, ranges, reduce_ranges
 from .fifo import Ticket
-from .header import Schedule
+from .header import Agreement, Schedule
 from .report import BucketTimes, OverlapReport
 from .transport import Transport
 
 # The first bucket is small, so that communication begins early.
 _FIRST_SHARE = 8
+
+
+class _Opened(NamedTuple):
+    """What the header of a step told."""
+
+    written: set[int]  # storages that some rank has
+    scale: float  # what sums are multiplied by
 
 
 class AllReduceCallback:
@@ -30,7 +37,7 @@ class AllReduceCallback:
         self,
         arrays: Arrays,
         pack_size: int,
-        scale: float,
+        scale: Callable[[int], float],
         start: Callable[..., Ticket],
         wait: Callable[[Ticket], Any],
         enabled: Callable[[], bool],
@@ -40,9 +47,7 @@ class AllReduceCallback:
         self._start = start
         self._wait = wait
         self._enabled = enabled
-        self._schedule = Schedule(
-            "all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"]
-        )
+        self.schedule = Schedule("all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"])
         self.buckets = cut(arrays.items, pack_size)
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
@@ -57,31 +62,45 @@ class AllReduceCallback:
     def begin(self, coming: Sequence[Storage]) -> None:
         """Backward begins; `coming` are the gradients that it will complete."""
         self._opening = None
-        if not self._enabled():
-            return
+        if self._enabled():
+            present, job = self._prepare(coming)
+            self._opening = self._start(self.schedule, job, not all(present))
+
+    def take_part(self, agreement: Agreement) -> None:
+        """Exchange without a backward of one's own: this rank adds zeros to the others' sums."""
+        for item in self._arrays.items:
+            item.zero()
+        _, job = self._prepare([])
+        self._opening = self._start(None, lambda transport, _: job(transport, agreement))
+        self.finish()
+
+    def _prepare(
+        self, coming: Sequence[Storage]
+    ) -> tuple[list[bool], Callable[[Transport, Agreement], _Opened]]:
+        """Which gradients will be here, and the job that learns which are anywhere."""
         self._began = perf_counter()
         will = {id(storage) for storage in coming}
         # Gradients of an earlier backward that were not reduced yet count as well.
         present = [
             id(item._storage) in will or not item._storage.zeroing for item in self._arrays.items
         ]
-
-        def open_step(transport: Transport, incomplete: bool) -> set[int]:
-            """Storages that some rank has."""
-            flags = present_anywhere(transport, incomplete, present)
-            return {
-                id(item._storage)
-                for item, flag in zip(self._arrays.items, flags, strict=True)
-                if flag
-            }
-
         self._tickets = []
         self._ready = []
         self._missing = [
             {id(item._storage) for item in bucket if id(item._storage) in will}
             for bucket in self.buckets
         ]
-        self._opening = self._start(self._schedule, open_step, not all(present))
+
+        def job(transport: Transport, agreed: Agreement) -> _Opened:
+            flags = present_anywhere(transport, agreed.incomplete, present)
+            written = {
+                id(item._storage)
+                for item, flag in zip(self._arrays.items, flags, strict=True)
+                if flag
+            }
+            return _Opened(written, self._scale(agreed.active))
+
+        return present, job
 
     def ready(self, storage: Storage) -> None:
         """This gradient is complete."""
@@ -101,7 +120,7 @@ class AllReduceCallback:
         for missing in self._missing:
             missing.clear()
         self._start_complete_buckets()
-        written = self._wait(opening)
+        written = self._wait(opening).written
         for ticket in self._tickets:
             self._wait(ticket)
         for item in self._arrays.items:
@@ -131,15 +150,15 @@ class AllReduceCallback:
 
     def _reduction(
         self, bucket: list[NdArray], opening: Ticket
-    ) -> Callable[[Transport, bool], bool]:
+    ) -> Callable[[Transport, Agreement], bool]:
         """The job of a bucket: on the communication thread, after the header's; False if empty."""
 
-        def job(transport: Transport, _: bool) -> bool:
+        def job(transport: Transport, _: Agreement) -> bool:
             if opening.failed():
                 return False  # on all ranks; finish raises
-            written = opening.wait(0)
+            written, scale = opening.wait(0)
             items = [item for item in bucket if id(item._storage) in written]
-            reduce_ranges(ranges(items), transport, self._scale)
+            reduce_ranges(ranges(items), transport, scale)
             return bool(items)
 
         return job
