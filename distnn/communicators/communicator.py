@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from .board import Board, SilentBoard
 from .buckets import AllReduceCallback
 from .exchange import Arrays, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
-from .header import Schedule, exchange
+from .header import Agreement, Joined, Schedule, exchange
+from .join import join
 from .transport import SingleTransport, Transport
 from .waiting import TIMEOUT_VARIABLE, Patience
+
+Batch = TypeVar("Batch")
 
 _DEFAULT_TIMEOUT = 300.0  # seconds
 
@@ -70,6 +73,8 @@ class MultiProcessDataParallelCommunicator:
         self._fifo: Fifo | None = None
         self._board: Board = SilentBoard()
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
+        self._accumulating = False  # inside no_sync
+        self._divide_by_active = False  # inside join
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
@@ -187,8 +192,8 @@ class MultiProcessDataParallelCommunicator:
 
         present = arrays.present()
 
-        def job(transport: Transport, incomplete: bool) -> None:
-            anywhere = present_anywhere(transport, incomplete, present)
+        def job(transport: Transport, agreed: Agreement) -> None:
+            anywhere = present_anywhere(transport, agreed.incomplete, present)
             reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1)
 
         nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
@@ -222,8 +227,76 @@ class MultiProcessDataParallelCommunicator:
             )
         arrays = self._arrays("all_reduce_callback", data, division)
         size = len(self._group("all_reduce_callback", group).ranks)
-        scale = scale_grad / size if division else scale_grad
-        return AllReduceCallback(arrays, pack_size, scale, self._starter(group), self._wait)
+
+        def scale(active: int) -> float:
+            ranks = active if self._divide_by_active else size
+            return scale_grad / ranks if division else scale_grad
+
+        return AllReduceCallback(
+            arrays,
+            pack_size,
+            scale,
+            self._starter(group),
+            self._wait,
+            lambda: not self._accumulating,
+        )
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, backward leaves gradients on their rank although it is given a callback.
+
+        The next backward outside reduces what has been accumulated, once. `all_reduce` and the
+        other collectives are not affected.
+
+        >>> import distnn as nn, distnn.communicators as C
+        >>> import distnn.functions as F, distnn.parametric_functions as PF
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> x = nn.Variable((1, 2))
+        >>> loss = F.sum(PF.affine(x, 1))
+        >>> gradients = [p.grad for p in nn.get_parameters().values()]
+        >>> callback = comm.all_reduce_callback(gradients)
+        >>> x.d = 1
+        >>> loss.forward()
+        >>> with comm.no_sync():
+        ...     loss.backward(communicator_callbacks=callback)
+        >>> loss.backward(communicator_callbacks=callback)  # reduces the sum of both
+        >>> gradients[0].data.ravel()
+        array([2., 2.], dtype=float32)
+        """
+        before, self._accumulating = self._accumulating, True
+        try:
+            yield
+        finally:
+            self._accumulating = before
+
+    def join(
+        self,
+        batches: Iterable[Batch],
+        updates: Mapping[AllReduceCallback, Callable[[], Any]],
+        divide_by: str = "active",
+    ) -> Iterator[Batch]:
+        """The batches of this rank, where ranks may have different numbers of them.
+
+        A rank that has no more adds zeros to the others' sums, and updates its parameters as they
+        do, until all are done: parameters and solver states stay equal on all ranks. All ranks
+        begin and end the loop together; inside it, the callbacks do all the exchange.
+
+        Args:
+            batches: of this rank; gradients that it accumulated in `no_sync` at their end are lost.
+            updates: for each callback used in the loop, over all ranks, what follows its backward:
+                `{callback: solver.update}`, or a function that also decays weights and so on.
+            divide_by: what `division=True` divides by: ranks that still have data ("active"), or
+                all ("initial", as if those without data had gradient 0).
+        Raises: CommunicatorError, on all ranks, where ranks with data exchange anything else.
+
+        >>> import distnn.communicators as C
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> list(comm.join([10, 20], {}))
+        [10, 20]
+        """
+        return join(self, batches, updates, divide_by)
 
     def reduce(
         self,
@@ -237,7 +310,7 @@ class MultiProcessDataParallelCommunicator:
         arrays = self._arrays("reduce", data, division)
         root, size = self._root("reduce", "dst", dst, group)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             for array in arrays.memory():
                 work = array if transport.rank == root else array.copy()
                 transport.reduce(work, root)
@@ -259,7 +332,7 @@ class MultiProcessDataParallelCommunicator:
         arrays = self._arrays("bcast", data, False)
         root, _ = self._root("bcast", "src", src, group)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             for array in arrays.memory():
                 transport.broadcast(array, root)
             arrays.mark_written()
@@ -275,7 +348,7 @@ class MultiProcessDataParallelCommunicator:
         size = len(self._group("all_gather", group).ranks)
         self._check_list("all_gather", source, targets, size)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             (array,) = source.memory()
             out = np.empty((size, *array.shape), array.dtype)
             transport.all_gather(array, out)
@@ -298,7 +371,7 @@ class MultiProcessDataParallelCommunicator:
         size = len(self._group("reduce_scatter", group).ranks)
         self._check_list("reduce_scatter", target, sources, size)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             parts = np.stack(sources.memory())
             (out,) = target.memory()
             total = np.empty(out.shape, parts.dtype)
@@ -396,7 +469,7 @@ class MultiProcessDataParallelCommunicator:
 
         def start(
             schedule: Schedule | None,
-            job: Callable[[Transport, bool], Any],
+            job: Callable[[Transport, Agreement], Any],
             incomplete: bool = False,
         ) -> Ticket:
             self = reference()
@@ -409,7 +482,7 @@ class MultiProcessDataParallelCommunicator:
     def _start(
         self,
         schedule: Schedule | None,
-        job: Callable[[Transport, bool], Any],
+        job: Callable[[Transport, Agreement], Any],
         group: str = "world",
         incomplete: bool = False,
     ) -> Ticket:
@@ -422,7 +495,7 @@ class MultiProcessDataParallelCommunicator:
     def _prepared(
         self,
         schedule: Schedule | None,
-        job: Callable[[Transport, bool], Any],
+        job: Callable[[Transport, Agreement], Any],
         group: str,
         incomplete: bool,
     ) -> tuple[Ticket, Callable[[], Any]]:
@@ -441,7 +514,7 @@ class MultiProcessDataParallelCommunicator:
         def run() -> Any:
             notes.enter(group, position, ticket.description)
             try:
-                agreed = False
+                agreed = Agreement(False, transport.size)
                 if schedule is not None:
                     agreed = exchange(transport, sequence, schedule, incomplete)
                 return job(transport, agreed)
@@ -475,10 +548,14 @@ class MultiProcessDataParallelCommunicator:
             self._fifo.dead = f"{ticket.description} failed: {error}"
             raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
 
+    def _follow(self, known: Collection[int]) -> Agreement:
+        """What the ranks that have data exchange next."""
+        return self._run(Joined(known), lambda _, agreed: agreed)
+
     def _run(
         self,
         schedule: Schedule,
-        job: Callable[[Transport, bool], Any],
+        job: Callable[[Transport, Agreement], Any],
         group: str = "world",
         incomplete: bool = False,
         nbytes: int = sys.maxsize,

@@ -12,6 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from ..errors import DeadCommunicatorError
@@ -27,14 +28,21 @@ class Ticket:
         self._running.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
+        self.began = self.ended = 0.0  # perf_counter, on the thread that ran it
 
     def run(self, job: Callable[[], Any]) -> None:
+        self.began = perf_counter()
         try:
             self._result = job()
         except BaseException as error:
             self._error = error
+        self.ended = perf_counter()
         self._done = True
         self._running.release()
+
+    def failed(self) -> bool:
+        """Whether the job raised."""
+        return self._error is not None
 
     def done(self) -> bool:
         return self._done
