@@ -41,6 +41,11 @@ class AllReduceCallback:
             "all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"]
         )
         self.buckets = cut(arrays.items, pack_size)
+        # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
+        # backward of another (synchronized batch normalization) before the bucket, or after it.
+        self._bucket_schedules = [
+            Schedule(f"bucket {k} of all_reduce_callback", []) for k in range(len(self.buckets))
+        ]
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
         }
@@ -103,9 +108,10 @@ class AllReduceCallback:
                     if flag
                 }
             bucket = [i for i in self.buckets[self._next] if id(i._storage) in self._written]
+            schedule = self._bucket_schedules[self._next]
             self._next += 1
             if bucket:
-                self._tickets.append(self._start(None, self._reduction(ranges(bucket))))
+                self._tickets.append(self._start(schedule, self._reduction(ranges(bucket))))
 
     def _reduction(self, memory: list[np.ndarray]) -> Callable[[Transport, bool], None]:
         scale = self._scale

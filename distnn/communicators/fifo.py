@@ -17,20 +17,41 @@ from typing import Any
 from ..errors import CommunicatorError
 
 
+class _Failures:
+    """What keeps jobs from running that were queued before anybody was told of a failure.
+
+    Ranks that disagreed in one collective have left their common order: what one of them had queued
+    behind it would meet something else on the others. Jobs queued after the failure was raised in
+    the main thread run again.
+    """
+
+    def __init__(self) -> None:
+        self.told = 0  # failures that were raised in the main thread, for those who queue jobs
+        self.failed = -1  # jobs queued when `told` was this or less do not run
+        self.error: BaseException | None = None
+
+
 class Ticket:
     """A collective that was put into the queue."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, failures: _Failures) -> None:
         self.description = description
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
+        self._failures = failures
+        self._told = failures.told
 
     def run(self, job: Callable[[], Any]) -> None:
-        try:
-            self._result = job()
-        except BaseException as error:
-            self._error = error
+        failures = self._failures
+        if self._told <= failures.failed:
+            self._error = failures.error
+        else:
+            try:
+                self._result = job()
+            except BaseException as error:
+                self._error = failures.error = error
+                failures.failed = self._told
         self._done.set()
 
     def done(self) -> bool:
@@ -41,6 +62,7 @@ class Ticket:
         if not self._done.wait(timeout):
             raise TimeoutError
         if self._error is not None:
+            self._failures.told = max(self._failures.told, self._told + 1)
             raise self._error
         return self._result
 
@@ -60,12 +82,13 @@ class Fifo:
         thread.start()
         self._finalizer = weakref.finalize(self, self._jobs.put, None)
         self.dead: str | None = None
+        self._failures = _Failures()
 
     def submit(self, description: str, job: Callable[[], Any]) -> Ticket:
         """Put a job at the end of the queue."""
         if self.dead is not None:
             raise CommunicatorError(f"[{description}] the communicator is dead: {self.dead}")
-        ticket = Ticket(description)
+        ticket = Ticket(description, self._failures)
         self._jobs.put((ticket, job))
         return ticket
 
