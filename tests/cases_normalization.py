@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from cases_row import Case, Input
 
+import distnn.communicators as C
 import distnn.functions as F
+from distnn.context import World, world_scope
 
 
 def statistics(x: Any, axes: Sequence[int]) -> tuple[Any, Any]:
@@ -22,6 +25,15 @@ def normalized(x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, eps: flo
     return (x - mean) / np.sqrt(variance + eps) * gamma + beta
 
 
+@functools.cache
+def alone() -> C.DataParallelCommunicator:
+    """A communicator of one rank; tests/test_sync_batch_normalization.py has several."""
+    comm = C.DataParallelCommunicator()
+    with world_scope(World()):
+        comm.init()
+    return comm
+
+
 def row(
     note: str,
     shape: Sequence[int],
@@ -33,6 +45,7 @@ def row(
     decay_rate: float = 0.9,
     eps: float = 1e-5,
     spread: tuple[float, float] = (-2.0, 2.0),
+    name: str = "batch_normalization",
     **options: Any,
 ) -> Case:
     channels = tuple(n if i in [a % len(shape) for a in axes] else 1 for i, n in enumerate(shape))
@@ -48,8 +61,10 @@ def row(
         return [x, shift, scale, *rest]
 
     def call(*inputs: Any) -> Any:
-        return F.batch_normalization(
+        synchronized = (alone(),) if name == "sync_batch_normalization" else ()
+        return getattr(F, name)(
             *arguments(inputs),
+            *synchronized,
             axes=list(axes),
             decay_rate=decay_rate,
             eps=eps,
@@ -77,7 +92,7 @@ def row(
         }
 
     return Case(
-        "batch_normalization",
+        name,
         call,
         inputs,
         ref,
@@ -121,5 +136,21 @@ CASES = [
     row("running, no gamma", (4, 3, 2, 3), gamma=False, batch_stat=False),
     row("running, neither", (4, 3, 2, 3), beta=False, gamma=False, batch_stat=False),
     row("running, eps", (4, 3, 2, 3), eps=0.1, batch_stat=False),
+    *(
+        row(note, shape, name="sync_batch_normalization", **options)
+        for note, shape, options in [
+            ("images", (4, 3, 2, 3), {}),
+            ("vectors", (6, 3), {}),
+            ("axes apart", (4, 2, 3, 5), {"axes": [1, 3]}),
+            ("no beta", (4, 3, 2, 3), {"beta": False}),
+            ("neither, axes apart", (4, 2, 3, 5), {"axes": [1, 3], "beta": False, "gamma": False}),
+            ("decay_rate and eps", (4, 3, 2, 3), {"decay_rate": 0.75, "eps": 0.1}),
+            ("output_stat", (4, 3, 2, 3), {"output_stat": True}),
+            ("output_stat, axes apart", (4, 2, 3, 5), {"axes": [1, 3], "output_stat": True}),
+            ("large maps", (3, 2, 12, 13), {"rtol": 5e-6}),
+            ("many vectors", (3000, 40), {"second": False, "rtol": 5e-6}),
+            ("running", (4, 3, 2, 3), {"batch_stat": False}),
+        ]
+    ),
 ]
 # fmt: on

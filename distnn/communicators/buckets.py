@@ -49,6 +49,11 @@ class AllReduceCallback:
         self._enabled = enabled
         self.schedule = Schedule("all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"])
         self.buckets = cut(arrays.items, pack_size)
+        # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
+        # backward of another (synchronized batch normalization) before the bucket, or after it.
+        self._bucket_schedules = [
+            Schedule(f"bucket {k} of all_reduce_callback", []) for k in range(len(self.buckets))
+        ]
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
         }
@@ -146,7 +151,8 @@ class AllReduceCallback:
         assert opening is not None
         while (k := len(self._tickets)) < len(self.buckets) and not self._missing[k]:
             self._ready.append(perf_counter())
-            self._tickets.append(self._start(None, self._reduction(self.buckets[k], opening)))
+            reduction = self._reduction(self.buckets[k], opening)
+            self._tickets.append(self._start(self._bucket_schedules[k], reduction))
 
     def _reduction(
         self, bucket: list[NdArray], opening: Ticket
@@ -154,8 +160,7 @@ class AllReduceCallback:
         """The job of a bucket: on the communication thread, after the header's; False if empty."""
 
         def job(transport: Transport, _: Agreement) -> bool:
-            if opening.failed():
-                return False  # on all ranks; finish raises
+            # Where the header has failed the queue does not come here.
             written, scale = opening.result()
             items = [item for item in bucket if id(item._storage) in written]
             reduce_ranges(ranges(items), transport, scale)

@@ -508,7 +508,8 @@ class MultiProcessDataParallelCommunicator:
         found.position += 1
         sequence, position = found.sequence, found.position
         where = "" if group == "world" else f" of group {group!r}"
-        ticket = Ticket(f"{operation} no. {sequence}{where}")
+        assert self._fifo is not None
+        ticket = self._fifo.ticket(f"{operation} no. {sequence}{where}")
         notes = self._board.notes
 
         def run() -> Any:

@@ -18,10 +18,24 @@ from typing import Any
 from ..errors import DeadCommunicatorError
 
 
+class _Failures:
+    """What keeps jobs from running that were queued before anybody was told of a failure.
+
+    Ranks that disagreed in one collective have left their common order: what one of them had queued
+    behind it would meet something else on the others. Jobs queued after the failure was raised in
+    the main thread run again.
+    """
+
+    def __init__(self) -> None:
+        self.told = 0  # failures that were raised in the main thread, for those who queue jobs
+        self.failed = -1  # jobs queued when `told` was this or less do not run
+        self.error: BaseException | None = None
+
+
 class Ticket:
     """A collective that was put into the queue."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, failures: _Failures) -> None:
         self.description = description
         self._done = False
         self._running = threading.Lock()  # a tenth of the cost of an Event
@@ -29,20 +43,23 @@ class Ticket:
         self._result: Any = None
         self._error: BaseException | None = None
         self.began = self.ended = 0.0  # perf_counter, on the thread that ran it
+        self._failures = failures
+        self._told = failures.told
 
     def run(self, job: Callable[[], Any]) -> None:
+        failures = self._failures
         self.began = perf_counter()
-        try:
-            self._result = job()
-        except BaseException as error:
-            self._error = error
+        if self._told <= failures.failed:
+            self._error = failures.error
+        else:
+            try:
+                self._result = job()
+            except BaseException as error:
+                self._error = failures.error = error
+                failures.failed = self._told
         self.ended = perf_counter()
         self._done = True
         self._running.release()
-
-    def failed(self) -> bool:
-        """Whether the job raised."""
-        return self._error is not None
 
     def done(self) -> bool:
         return self._done
@@ -56,6 +73,7 @@ class Ticket:
     def result(self) -> Any:
         """What the job returned; raises what it raised."""
         if self._error is not None:
+            self._failures.told = max(self._failures.told, self._told + 1)
             raise self._error
         return self._result
 
@@ -77,6 +95,11 @@ class Fifo:
         thread.start()
         self._finalizer = weakref.finalize(self, self._jobs.put, None)
         self.dead: str | None = None
+        self._failures = _Failures()
+
+    def ticket(self, description: str) -> Ticket:
+        """A ticket for a job of this queue."""
+        return Ticket(description, self._failures)
 
     def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""

@@ -97,5 +97,6 @@ from .pooling import average_pooling, global_average_pooling, max_pooling, sum_p
 from .reduction import max, mean, min, prod, sum
 from .shaping import broadcast, concatenate, reshape, slice, split, stack, transpose
 from .softmax import log_softmax, softmax, softmax_cross_entropy
+from .sync_batch_normalization import sync_batch_normalization
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -17,7 +17,7 @@ from .shapes import axes_of, number, shape_of
 
 
 @dataclass(frozen=True)
-class _Normalization(Function, by_signature=False):
+class Normalization(Function, by_signature=False):
     """What both share: the channel axes, and how statistics lie in memory."""
 
     axes: tuple[int, ...]
@@ -35,7 +35,7 @@ class _Normalization(Function, by_signature=False):
         for name, spec in statistics.items():
             if spec is not None and spec.shape != shape:
                 raise ShapeError(
-                    f"[batch_normalization] {name} has shape {spec.shape} but x {x.shape} with "
+                    f"[{self.name}] {name} has shape {spec.shape} but x {x.shape} with "
                     f"axes {list(self.axes)} needs {shape}"
                 )
         return shape
@@ -53,7 +53,7 @@ class _Normalization(Function, by_signature=False):
 
 
 @dataclass(frozen=True)
-class BatchNormalization(_Normalization):
+class BatchNormalization(Normalization):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta with the batch's own mean and variance.
 
     Updates the running statistics: running = decay_rate running + (1 - decay_rate) batch, where the
@@ -208,15 +208,28 @@ def _normalize(
     x, y = x.reshape(blocks), y.reshape(blocks)
     (total,) = channels.sums(lambda i, j: x[i:j])
     mean[...] = (total / channels.count).reshape(mean.shape)
+    total = sums_of_squares(channels, x, mean)
+    variance[...] = (total / channels.count).reshape(variance.shape)
+    inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
+    scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
+
+
+def sums_of_squares(channels: Channels, x: Any, mean: Any) -> np.ndarray:
+    """Per channel, in float64, the sum of (x - mean)^2."""
     centre = channels.plane(mean)
 
     def squares(i: int, j: int) -> np.ndarray:
         centred = x[i:j] - centre
         return np.multiply(centred, centred, out=centred)
 
-    (total,) = channels.sums(squares)
-    variance[...] = (total / channels.count).reshape(variance.shape)
-    inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
+    return channels.sums(squares)[0]
+
+
+def scale_and_shift(
+    channels: Channels, x: Any, mean: Any, inverse: Any, beta: Any, gamma: Any, y: Any
+) -> None:
+    """y = gamma (x - mean) inverse + beta."""
+    centre = channels.plane(mean)
     scale = channels.plane(inverse if gamma is None else inverse * gamma)
     shift = None if beta is None else channels.plane(beta)
 
@@ -243,6 +256,17 @@ def _gradient(
     """Write dx, if wanted; return the sums of dy and of dy x', which are dbeta and dgamma."""
     channels = Channels(blocks)
     dy, x = dy.reshape(blocks), x.reshape(blocks)
+    dbeta, dgamma = gradient_sums(channels, dy, x, mean, inverse)
+    if dx is not None:
+        sums = (dbeta, dgamma, dmean, dvariance)
+        input_gradient(channels, dy, x, gamma, mean, inverse, sums, channels.count, dx)
+    return dbeta, dgamma
+
+
+def gradient_sums(
+    channels: Channels, dy: Any, x: Any, mean: Any, inverse: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, in float64, the sums of dy and of dy x'."""
     centre = channels.plane(mean)
 
     def products(i: int, j: int) -> np.ndarray:
@@ -251,11 +275,25 @@ def _gradient(
 
     dbeta, dgamma = channels.sums(lambda i, j: dy[i:j], products)
     dgamma *= inverse.reshape(-1)
-    if dx is None:
-        return dbeta, dgamma
+    return dbeta, dgamma
+
+
+def input_gradient(
+    channels: Channels,
+    dy: Any,
+    x: Any,
+    gamma: Any,
+    mean: Any,
+    inverse: Any,
+    sums: tuple[Any, Any, Any, Any],
+    m: float,
+    dx: Any,
+) -> None:
+    """Write dx of a batch of m elements a channel; `sums` over it: dy, dy x', dmean, dvariance."""
     # dx = a dy - (x - mean) b - c, one number per channel each
+    dbeta, dgamma, dmean, dvariance = sums
+    centre = channels.plane(mean)
     scale = (inverse if gamma is None else inverse * gamma).reshape(-1).astype(np.float64)
-    m = channels.count
     of_centred = scale * inverse.reshape(-1) * dgamma / m
     constant = scale * dbeta / m
     if dvariance is not None:
@@ -263,7 +301,7 @@ def _gradient(
     if dmean is not None:
         constant -= dmean.reshape(-1) / m
     planes = [channels.plane(v.astype(x.dtype)) for v in (scale, of_centred, constant)]
-    dx = dx.reshape(blocks)
+    dx = dx.reshape(channels.shape)
 
     def work(i: int, j: int) -> None:
         centred = x[i:j] - centre
@@ -273,11 +311,10 @@ def _gradient(
         part -= planes[2]
 
     channels.map(work)
-    return dbeta, dgamma
 
 
 @dataclass(frozen=True)
-class FixedNormalization(_Normalization):
+class FixedNormalization(Normalization):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta with given statistics."""
 
     name = "batch_normalization"
@@ -356,25 +393,43 @@ def batch_normalization(
     >>> F.batch_normalization(nn.Variable((8, 3, 4, 4)), *stats).shape
     (8, 3, 4, 4)
     """
-    shape = shape_of("batch_normalization", "x", x)
-    shape_of("batch_normalization", "mean", mean)
-    shape_of("batch_normalization", "variance", variance)
-    where = axes_of("batch_normalization", axes, len(shape), "axes")
+    where, decay_rate, eps = checked(
+        "batch_normalization", x, mean, variance, axes, decay_rate, eps, batch_stat, output_stat
+    )
+    if not batch_stat:
+        return FixedNormalization.of(where)(x, beta, gamma, mean, variance, eps=eps)
+    function = BatchNormalization.of(where)
+    results = function(x, beta, gamma, mean, variance, decay_rate=decay_rate, eps=eps)
+    return results if output_stat else results[0]
+
+
+def checked(
+    function: str,
+    x: Any,
+    mean: Any,
+    variance: Any,
+    axes: Sequence[int],
+    decay_rate: float,
+    eps: float,
+    batch_stat: bool,
+    output_stat: bool,
+) -> tuple[tuple[int, ...], float, float]:
+    """The arguments of a batch normalization, checked: axes from 0 on, decay_rate, eps."""
+    shape = shape_of(function, "x", x)
+    shape_of(function, "mean", mean)
+    shape_of(function, "variance", variance)
+    where = axes_of(function, axes, len(shape), "axes")
     if not where:
-        raise ArgumentError("[batch_normalization] axes is empty; pass the channel axis: axes=[1]")
-    decay_rate = number("batch_normalization", "decay_rate", decay_rate)
-    eps = number("batch_normalization", "eps", eps)
+        raise ArgumentError(f"[{function}] axes is empty; pass the channel axis: axes=[1]")
+    decay_rate = number(function, "decay_rate", decay_rate)
+    eps = number(function, "eps", eps)
     if not 0 <= decay_rate <= 1:
-        raise ArgumentError(f"[batch_normalization] decay_rate is {decay_rate}; pass 0 to 1")
+        raise ArgumentError(f"[{function}] decay_rate is {decay_rate}; pass 0 to 1")
     if not eps >= 0:
-        raise ArgumentError(f"[batch_normalization] eps is {eps}; pass 0 or more")
-    if batch_stat:
-        function = BatchNormalization.of(where)
-        results = function(x, beta, gamma, mean, variance, decay_rate=decay_rate, eps=eps)
-        return results if output_stat else results[0]
-    if output_stat:
+        raise ArgumentError(f"[{function}] eps is {eps}; pass 0 or more")
+    if output_stat and not batch_stat:
         raise ArgumentError(
-            "[batch_normalization] output_stat=True returns batch statistics, which "
-            "batch_stat=False does not compute; pass one of the two"
+            f"[{function}] output_stat=True returns batch statistics, which batch_stat=False does "
+            "not compute; pass one of the two"
         )
-    return FixedNormalization.of(where)(x, beta, gamma, mean, variance, eps=eps)
+    return where, decay_rate, eps

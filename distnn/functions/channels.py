@@ -25,6 +25,7 @@ class Channels:
     """Per-channel work on arrays of one shape (A, C, B)."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
         self.batch, self.channels, self.inner = shape
         self.grain = max(1, _PART // max(1, self.channels * self.inner))
         self.count = self.batch * self.inner

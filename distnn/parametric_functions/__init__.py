@@ -1,7 +1,7 @@
 """Parametric functions `PF.*`: functions with parameters, which the first call creates."""
 
 from .connection import affine, convolution, deconvolution, embed
-from .normalization import batch_normalization
+from .normalization import batch_normalization, sync_batch_normalization
 from .scope import parametric_function_api
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "deconvolution",
     "embed",
     "parametric_function_api",
+    "sync_batch_normalization",
 ]
