@@ -2,6 +2,7 @@
 
 from .buckets import AllReduceCallback
 from .communicator import DataParallelCommunicator, MultiProcessDataParallelCommunicator
+from .compression import HalfCompression
 from .threads import InjectedFailure, run_threads
 
 # NNabla's other names; most of its examples use the misspelt one.

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..ndarray import NdArray, Storage
-from .exchange import Arrays, present_anywhere, ranges, reduce_ranges
+from .exchange import Arrays, Reducer, present_anywhere, ranges, reduce_ranges
 from .fifo import Ticket
 from .header import Schedule
 from .transport import Transport
@@ -32,14 +30,15 @@ class AllReduceCallback:
         scale: float,
         start: Callable[..., Ticket],
         wait: Callable[[Ticket], Any],
+        reducer: Reducer | None = None,
     ) -> None:
         self._arrays = arrays
+        self._reducer = reducer
         self._scale = scale
         self._start = start
         self._wait = wait
-        self._schedule = Schedule(
-            "all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"]
-        )
+        settings = [f"pack_size {pack_size}", *([reducer.describe()] if reducer else [])]
+        self._schedule = Schedule("all_reduce_callback", [*arrays.entries, *settings])
         self.buckets = cut(arrays.items, pack_size)
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
@@ -105,10 +104,13 @@ class AllReduceCallback:
             bucket = [i for i in self.buckets[self._next] if id(i._storage) in self._written]
             self._next += 1
             if bucket:
-                self._tickets.append(self._start(None, self._reduction(ranges(bucket))))
+                self._tickets.append(self._start(None, self._reduction(bucket)))
 
-    def _reduction(self, memory: list[np.ndarray]) -> Callable[[Transport, bool], None]:
-        scale = self._scale
+    def _reduction(self, bucket: list[NdArray]) -> Callable[[Transport, bool], None]:
+        scale, reducer = self._scale, self._reducer
+        memory = ranges(bucket)
+        if reducer is not None:
+            return lambda transport, _: reducer.reduce(bucket, transport, scale)
         return lambda transport, _: reduce_ranges(memory, transport, scale)
 
 
