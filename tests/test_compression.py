@@ -216,6 +216,181 @@ def test_other_dtypes_are_summed_as_without_compression(transport):
     on_ranks(transport, work)
 
 
+# -- PowerSGD -------------------------------------------------------------------------------------
+
+
+def of_rank(rank, r, shape, dtype=np.float32):
+    """A matrix of rank r; over all ranks they share their rows' space, so that sums have it too."""
+    space = np.random.RandomState(r).standard_normal((r, int(np.prod(shape[1:]))))
+    left = np.random.RandomState(50 + rank).standard_normal((shape[0], r))
+    return (left @ space).reshape(shape).astype(dtype)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("division", [False, True])
+def test_powersgd_is_exact_for_gradients_of_its_rank_and_for_small_arrays(
+    transport, dtype, division
+):
+    shapes = [(5,), (40, 30), (3, 4), (24, 4, 3, 3), (9,)]
+
+    def work():
+        comm = connected()
+        compression = C.PowerSGD(rank=3)
+
+        def brought(rank):
+            return [
+                of_rank(rank, 3, s, dtype) if len(s) > 1 else np.full(s, 0.1 + rank, dtype)
+                for s in shapes
+            ]
+
+        items = arrays(brought(comm.rank))
+        assert [compression.compresses(i) for i in items] == [False, True, False, True, False]
+        comm.all_reduce(items, division, compression=compression)
+        everybodys = [brought(r) for r in range(comm.size)]
+        rtol = 1e-4 if dtype == np.float32 else 1e-12
+        for k, item in enumerate(items):
+            expected = sum(one[k].astype(np.float64) for one in everybodys)
+            expected = expected / (comm.size if division else 1)
+            error = np.linalg.norm(item.data - expected)
+            assert error <= rtol * np.linalg.norm(expected)
+            assert item.dtype == dtype
+        assert_equal_bits(comm, items)
+
+    on_ranks(transport, work)
+
+
+@several
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e15])
+def test_powersgd_sends_what_it_left_out_later(transport, size):
+    """The running sum of results and residuals is the exact running sum, at every step."""
+
+    def work():
+        comm = connected()
+        compression = C.PowerSGD(rank=1)
+        shape = (20, 30)
+        item = arrays([np.zeros(shape, np.float32)])[0]
+        run, true = np.zeros(shape), np.zeros(shape)
+        for step in range(30):
+            sums, _ = exact(comm.size, step, [shape], size)
+            item.data = gradients(comm.rank, step, [shape], size)[0]
+            comm.all_reduce(item, compression=compression)
+            run += item.data
+            true += sums[0]
+            assert np.linalg.matrix_rank(item.data.astype(np.float64) / size, tol=1e-3) == 1
+            kept = compression.residuals.of(item).reshape(shape) / np.float32(size)
+            kept = nn.NdArray.from_numpy_array(kept.astype(np.float64))
+            comm.all_reduce(kept)
+            np.testing.assert_allclose(run / size + kept.data, true / size, atol=1e-3)
+
+    on_ranks(transport, work)
+
+
+@several
+def test_powersgd_with_a_constant_gradient_finds_its_best_approximation(transport):
+    """Warm start: without error feedback's part, repeated steps are a power iteration."""
+
+    def work():
+        comm = connected()
+        compression = C.PowerSGD(rank=2)
+        rng = np.random.RandomState(3)
+        left = np.linalg.qr(rng.standard_normal((20, 6)))[0]
+        right = np.linalg.qr(rng.standard_normal((30, 6)))[0]
+        strengths = np.array([8, 5, 1, 0.5, 0.2, 0.1])
+        matrix = (left * strengths @ right.T).astype(np.float32)
+        item = arrays([matrix])[0]
+        for _ in range(12):
+            item.data = matrix
+            compression.residuals.scale(0)
+            comm.all_reduce(item, division=True, compression=compression)
+        best = left[:, :2] * strengths[:2] @ right[:, :2].T  # Eckart and Young
+        np.testing.assert_allclose(item.data, best, atol=1e-4)
+
+    on_ranks(transport, work)
+
+
+@several
+def test_powersgd_solves_least_squares(transport):
+    def work():
+        comm = connected()
+        rng = np.random.RandomState(7)
+        x = rng.standard_normal((comm.size, 60, 12))
+        y = rng.standard_normal((comm.size, 60, 20))
+        joined = x.reshape(-1, 12), y.reshape(-1, 20)
+        best = np.linalg.lstsq(*joined, rcond=None)[0]
+        w = np.zeros((12, 20))
+        compression = C.PowerSGD(rank=1)
+        grad = nn.NdArray.from_numpy_array(w)
+        for _ in range(1500):
+            grad.data = x[comm.rank].T @ (x[comm.rank] @ w - y[comm.rank]) / 60
+            comm.all_reduce(grad, division=True, compression=compression)
+            w -= 0.05 * grad.data
+        np.testing.assert_allclose(w, best, atol=1e-6)
+
+    on_ranks(transport, work)
+
+
+@several
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_powersgd_passes_infinities_and_nan_on_as_nan_and_goes_on(transport, bad):
+    def work():
+        comm = connected()
+        compression = C.PowerSGD(rank=2)
+        items = arrays([of_rank(comm.rank, 2, (20, 30)), of_rank(comm.rank, 2, (20, 40))])
+        comm.all_reduce(items, compression=compression)
+        kept = compression.residuals.of(items[0]).copy()
+        broken = of_rank(comm.rank, 2, (20, 30))
+        if comm.rank == comm.size - 1:
+            broken[2, 3] = bad
+        items[0].data, items[1].data = broken, of_rank(comm.rank, 2, (20, 40))
+        comm.all_reduce(items, compression=compression)
+        assert np.isnan(items[0].data).all()
+        assert np.array_equal(compression.residuals.of(items[0]), kept)
+        expected = sum(of_rank(r, 2, (20, 40)) for r in range(comm.size))
+        np.testing.assert_allclose(items[1].data, expected, atol=1e-3)
+        items[0].data = of_rank(comm.rank, 2, (20, 30))
+        comm.all_reduce(items[:1], compression=compression)
+        expected = sum(of_rank(r, 2, (20, 30)) for r in range(comm.size))
+        np.testing.assert_allclose(items[0].data, expected, atol=1e-3)
+
+    on_ranks(transport, work)
+
+
+@several
+def test_powersgd_of_zeros_is_zero(transport):
+    def work():
+        comm = connected()
+        item = arrays([np.zeros((20, 30), np.float32)])[0]
+        comm.all_reduce(item, compression=C.PowerSGD())
+        assert not item.data.any()
+
+    on_ranks(transport, work)
+
+
+@several
+def test_powersgd_needs_equal_random_states(transport):
+    def work():
+        comm = connected()
+        compression = C.PowerSGD(2, np.random.RandomState(comm.rank))
+        with pytest.raises(CommunicatorError, match=r"random_state .* on rank 1"):
+            comm.all_reduce(arrays([np.ones((20, 30), np.float32)]), compression=compression)
+
+    on_ranks(transport, work)
+
+
+@pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI])
+def test_training_with_powersgd_learns_with_equal_bits_on_all_ranks(transport):
+    def work():
+        comm = connected()
+        plain, _ = train(comm, 150)
+        losses, parameters = train(comm, 150, compression=C.PowerSGD(rank=2))
+        assert losses != plain
+        assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 5
+        assert_equal_bits(comm, parameters)
+
+    on_ranks(transport, work)
+
+
 # -- in training ----------------------------------------------------------------------------------
 
 
@@ -297,6 +472,8 @@ def test_settings_that_make_no_sense_are_refused():
     comm = connected()
     with pytest.raises(ArgumentError, match="dtype is 'float8'"):
         C.HalfCompression("float8")
+    with pytest.raises(ArgumentError, match="rank is 0"):
+        C.PowerSGD(0)
     with pytest.raises(ArgumentError, match="loss_scale is 0"):
         C.HalfCompression().loss_scale = 0
     with pytest.raises(ArgumentError, match=r"'half'; pass an object such as C.HalfCompression"):

@@ -3,6 +3,7 @@
 from .buckets import AllReduceCallback
 from .communicator import DataParallelCommunicator, MultiProcessDataParallelCommunicator
 from .compression import HalfCompression
+from .powersgd import PowerSGD
 from .threads import InjectedFailure, run_threads
 
 # NNabla's other names; most of its examples use the misspelt one.
