@@ -5,6 +5,7 @@ from .communicator import DataParallelCommunicator, MultiProcessDataParallelComm
 from .compression import HalfCompression
 from .powersgd import PowerSGD
 from .threads import InjectedFailure, run_threads
+from .topology import HierarchicalAllReduce, TorusAllReduce
 
 # NNabla's other names; most of its examples use the misspelt one.
 MultiProcessCommunicator = MultiProcessDataParallelCommunicator
