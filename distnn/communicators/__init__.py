@@ -4,6 +4,7 @@ from .buckets import AllReduceCallback
 from .communicator import DataParallelCommunicator, MultiProcessDataParallelCommunicator
 from .compression import HalfCompression
 from .powersgd import PowerSGD
+from .sharded_solver import ShardedSolver
 from .threads import InjectedFailure, run_threads
 from .topology import HierarchicalAllReduce, TorusAllReduce
 
