@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CommunicatorError
 from ..ndarray import NdArray, Storage
-from .exchange import Arrays, present_anywhere, ranges, reduce_ranges
+from .exchange import Arrays, Reducer, present_anywhere, ranges, reduce_ranges
 from .fifo import Ticket
 from .header import Agreement, Schedule
 from .report import BucketTimes, OverlapReport
@@ -41,13 +41,16 @@ class AllReduceCallback:
         start: Callable[..., Ticket],
         wait: Callable[[Ticket], Any],
         enabled: Callable[[], bool],
+        reducer: Reducer | None = None,
     ) -> None:
         self._arrays = arrays
+        self._reducer = reducer
         self._scale = scale
         self._start = start
         self._wait = wait
         self._enabled = enabled
-        self.schedule = Schedule("all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"])
+        settings = [f"pack_size {pack_size}", *([reducer.describe()] if reducer else [])]
+        self.schedule = Schedule("all_reduce_callback", [*arrays.entries, *settings])
         self.buckets = cut(arrays.items, pack_size)
         # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
         # backward of another (synchronized batch normalization) before the bucket, or after it.
@@ -163,7 +166,10 @@ class AllReduceCallback:
             # Where the header has failed the queue does not come here.
             written, scale = opening.result()
             items = [item for item in bucket if id(item._storage) in written]
-            reduce_ranges(ranges(items), transport, scale)
+            if self._reducer is not None and items:
+                self._reducer.reduce(items, transport, scale)
+            else:
+                reduce_ranges(ranges(items), transport, scale)
             return bool(items)
 
         return job

@@ -20,7 +20,7 @@ from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError, Dt
 from ..ndarray import NdArray
 from .board import Board, SilentBoard
 from .buckets import AllReduceCallback
-from .exchange import Arrays, present_anywhere, reduce_arrays
+from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Agreement, Joined, Schedule, exchange
 from .join import join
@@ -172,6 +172,8 @@ class MultiProcessDataParallelCommunicator:
         division: bool = False,
         inplace: bool = False,
         group: str = "world",
+        compression: Reducer | None = None,
+        algorithm: Reducer | None = None,
     ) -> None:
         """Sum arrays over ranks, in place, on all ranks.
 
@@ -184,19 +186,26 @@ class MultiProcessDataParallelCommunicator:
             inplace: kept for NNabla's scripts; neighbouring arrays are always reduced where they
                 are, and small ones packed.
             group: name of a group of ranks.
+            compression: send less: `C.HalfCompression()` or `C.PowerSGD()`; one object for all
+                steps.
+            algorithm: sum in another way: `C.TorusAllReduce` or `C.HierarchicalAllReduce`.
         Raises: CommunicatorError, on all ranks, where the lists differ between ranks.
         """
         arrays = self._arrays("all_reduce", data, division)
-        schedule = Schedule("all_reduce", arrays.entries)
+        reducer = self._reducer("all_reduce", compression, algorithm, group)
+        settings = [reducer.describe()] if reducer else []
+        schedule = Schedule("all_reduce", [*arrays.entries, *settings])
         size = len(self._group("all_reduce", group).ranks)
 
         present = arrays.present()
 
         def job(transport: Transport, agreed: Agreement) -> None:
             anywhere = present_anywhere(transport, agreed.incomplete, present)
-            reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1)
+            reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
 
-        nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
+        nbytes = sys.maxsize
+        if reducer is None:
+            nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
         self._run(schedule, job, group, not all(present), nbytes)
 
     def all_reduce_callback(
@@ -207,6 +216,8 @@ class MultiProcessDataParallelCommunicator:
         group: str = "world",
         scale_grad: float = 1,
         keep_dtype: bool = False,
+        compression: Reducer | None = None,
+        algorithm: Reducer | None = None,
     ) -> AllReduceCallback:
         """A callback for `backward(communicator_callbacks=...)` that sums gradients meanwhile.
 
@@ -220,6 +231,7 @@ class MultiProcessDataParallelCommunicator:
             group: name of a group of ranks.
             scale_grad: multiply the sums by this.
             keep_dtype: kept for NNabla's scripts; the dtype is always kept.
+            compression, algorithm: as in `all_reduce`.
         """
         if pack_size < 1:
             raise ArgumentError(
@@ -239,6 +251,7 @@ class MultiProcessDataParallelCommunicator:
             self._starter(group),
             self._wait,
             lambda: not self._accumulating,
+            self._reducer("all_reduce_callback", compression, algorithm, group),
         )
 
     @contextmanager
@@ -434,6 +447,26 @@ class MultiProcessDataParallelCommunicator:
                 f"[{operation}] {argument} is {rank}; group {group!r} has ranks {ranks}"
             )
         return ranks.index(rank), len(ranks)
+
+    def _reducer(
+        self, operation: str, compression: Any, algorithm: Any, group: str
+    ) -> Reducer | None:
+        """The one of the two that was passed."""
+        if compression is not None and algorithm is not None:
+            raise ArgumentError(
+                f"[{operation}] compression is {compression.describe()} and algorithm "
+                f"{algorithm.describe()}; pass one of the two"
+            )
+        reducer = algorithm if compression is None else compression
+        if reducer is None:
+            return None
+        if not isinstance(reducer, Reducer):
+            raise ArgumentError(
+                f"[{operation}] compression or algorithm is {reducer!r}; pass an object such as "
+                "C.HalfCompression() or C.TorusAllReduce(comm, (2, 2))"
+            )
+        reducer.check(operation, self._group(operation, group).ranks)
+        return reducer
 
     def _arrays(self, operation: str, data: Any, division: bool) -> Arrays:
         items = [data] if isinstance(data, NdArray) else list(data)

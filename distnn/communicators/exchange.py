@@ -14,6 +14,21 @@ from .transport import Transport
 _PACKED_BYTES = 64 * 1024
 
 
+class Reducer:
+    """A way to sum arrays over ranks other than the transport's own; one object for each rank."""
+
+    def check(self, operation: str, ranks: Sequence[int]) -> None:
+        """Raise ArgumentError where this cannot sum over a group of these ranks."""
+
+    def describe(self) -> str:
+        """Name and settings, which must be equal on all ranks."""
+        raise NotImplementedError
+
+    def reduce(self, items: Sequence[NdArray], transport: Transport, scale: float) -> None:
+        """Sum the arrays over ranks, in place, times `scale`; on the communication thread."""
+        raise NotImplementedError
+
+
 class Arrays:
     """Arrays in the order in which all ranks have them."""
 
@@ -78,11 +93,18 @@ def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
 
 
 def reduce_arrays(
-    arrays: Arrays, written: Sequence[bool], transport: Transport, scale: float
+    arrays: Arrays,
+    written: Sequence[bool],
+    transport: Transport,
+    scale: float,
+    reducer: Reducer | None = None,
 ) -> None:
     """Sum the written arrays over ranks, in place, times `scale`."""
     items = [item for item, w in zip(arrays.items, written, strict=True) if w]
-    reduce_ranges(ranges(items), transport, scale)
+    if reducer is None:
+        reduce_ranges(ranges(items), transport, scale)
+    elif items:
+        reducer.reduce(items, transport, scale)
     for item in items:
         item._storage.written()
 

@@ -134,6 +134,14 @@ class MpiTransport:
             self._comm.Sendrecv(parts[to], dest=to, recvbuf=incoming, source=source)
             np.add(out, incoming, out=out)
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        np.copyto(out[self.rank], parts[self.rank])
+        for distance in range(1, self.size):
+            to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
+            self._comm.Sendrecv(
+                _bytes(parts[to]), dest=to, recvbuf=_bytes(out[source]), source=source
+            )
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
         self._comm.Allgather(np.array([len(data)], np.int64), lengths)
@@ -168,6 +176,11 @@ def _chunks(array: np.ndarray) -> list[np.ndarray]:
     flat = array.reshape(-1)
     step = max(1, _CHUNK_BYTES // max(flat.itemsize, 1))
     return [flat[i : i + step] for i in range(0, flat.size, step)]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The same memory as bytes: MPI has no float16."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def _abort_on_exceptions(mpi: Any) -> None:

@@ -40,6 +40,9 @@ class Transport(Protocol):
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         """out = sum over ranks of parts[rank]; parts (size, *out.shape)."""
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        """out[r] = parts[rank] of rank r; sizes may differ between pairs of ranks."""
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of every rank."""
 
@@ -82,6 +85,9 @@ class SingleTransport:
 
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         out[...] = parts[0]
+
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        np.copyto(out[0], parts[0])
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
