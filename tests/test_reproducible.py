@@ -145,6 +145,7 @@ def test_no_order_and_no_partition_changes_a_bit(dtype, monkeypatch):
         order = np.random.RandomState(seed).permutation(WORKERS)
         found.add(bytes_of(summed([everybodys[w][i] for w in order], 12) for i in range(6)))
     monkeypatch.setattr("distnn.communicators.exact_sum._MESSAGE", 64)  # arrays over messages
+    monkeypatch.setattr("distnn.communicators.exact_sum._PART", 21)
     monkeypatch.setattr("distnn.communicators.exact_sum._BLOCK", 10)
 
     def work():

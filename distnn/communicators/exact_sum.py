@@ -5,8 +5,8 @@ added; integers have no rounding, so the sum does not depend on their order, on 
 over ranks, or on the algorithm of the transport. The sum is made a float again once.
 
 With n summands below 2^e the integers have s = 62 - ceil(log2 n) bits, and each summand is off by
-at most 2^(e - s - 1): for float32 less than its own rounding, unless an element is 2^30 times
-smaller than the largest of its array; for float64 see docs/reproducibility.md.
+at most 2^(e - s - 1). For float32 and up to 64 summands that is less than its own rounding, unless
+an element is 2^30 times smaller than the largest of its array; docs/reproducibility.md has more.
 
 Fixed-point summation is old; see Demmel & Nguyen, "Fast reproducible floating-point summation",
 ARITH 2013, for it and for what comes without the first exchange.
@@ -19,10 +19,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..threads import parallel_for
 from .transport import Transport
 
 _BITS = 62  # of a sum; one less than int64 has, for the summands' own rounding
 _MESSAGE = 1 << 20  # elements of one message: 8 MB
+_PART = 1 << 17  # elements that one thread takes at a time
 _BLOCK = 1 << 15  # elements scaled and rounded at once: what a cache holds
 _ALL_ZERO = -5000  # stands for the exponent of 0, below that of any number
 _FACTOR = 1000  # 2^1000 is a float64, 2^1100 is not
@@ -60,14 +62,12 @@ def exact_sum(
         for message in _messages([out.size for out in outs]):
             total = np.zeros(sum(piece.stop - piece.start for _, piece in message), np.int64)
             for (i, piece), part in _split(message, total):
-                for summand in summands[i]:
-                    _add(summand.reshape(-1)[piece], shifts[i], finite[i], part)
+                _add([s.reshape(-1)[piece] for s in summands[i]], shifts[i], finite[i], part)
             special = [(i, piece) for i, piece in message if not finite[i]]
             marks = [_infinities(summands[i], piece, transport) for i, piece in special]
             transport.all_reduce(total, "sum")
             for (i, piece), part in _split(message, total):
-                out = outs[i].reshape(-1)
-                np.copyto(out[piece], _restored(part, shifts[i], divisors[i]), "same_kind")
+                _restore(part, shifts[i], divisors[i], outs[i].reshape(-1)[piece])
             for (i, piece), (plus, minus) in zip(special, marks, strict=True):
                 out = outs[i].reshape(-1)[piece]
                 out[plus & ~minus] = np.inf
@@ -130,29 +130,48 @@ def _split(
         at += size
 
 
-def _add(values: np.ndarray, shift: int, finite: bool, total: np.ndarray) -> None:
-    """total += round(values 2^shift); what is not finite counts as 0."""
-    for start in range(0, len(values), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        scaled = _times_power_of_two(values[block], shift)
-        if not finite:
-            scaled[~np.isfinite(scaled)] = 0
-        np.rint(scaled, out=scaled)
-        total[block] += scaled.astype(np.int64)
+def _add(summands: Sequence[np.ndarray], shift: int, finite: bool, total: np.ndarray) -> None:
+    """total += round(summand 2^shift) for each; what is not finite counts as 0."""
+
+    def work(start: int, stop: int) -> None:
+        scaled, rounded = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
+        for block in _blocks(start, stop):
+            length = block.stop - block.start
+            floats, integers = scaled[:length], rounded[:length]
+            for summand in summands:
+                _scale(summand[block], shift, floats)
+                if not finite:
+                    floats[~np.isfinite(floats)] = 0
+                np.rint(floats, out=floats)
+                np.copyto(integers, floats, "unsafe")
+                total[block] += integers
+
+    parallel_for(work, len(total), _PART)
 
 
-def _restored(total: np.ndarray, shift: int, divisor: int) -> np.ndarray:
-    """total 2^-shift / divisor; divided first, since a sum may overflow where its mean does not."""
-    return _times_power_of_two(total / divisor, -shift)
+def _restore(total: np.ndarray, shift: int, divisor: int, out: np.ndarray) -> None:
+    """out = total 2^-shift / divisor; divided first: a sum may overflow where its mean does not."""
+
+    def work(start: int, stop: int) -> None:
+        for block in _blocks(start, stop):
+            floats = total[block] / divisor
+            _scale(floats, -shift, floats)
+            np.copyto(out[block], floats, "same_kind")
+
+    parallel_for(work, len(total), _PART)
 
 
-def _times_power_of_two(values: np.ndarray, power: int) -> np.ndarray:
-    """Values times 2^power as float64: exact but for overflow and underflow at the very end."""
+def _blocks(start: int, stop: int) -> Iterator[slice]:
+    for at in range(start, stop, _BLOCK):
+        yield slice(at, min(at + _BLOCK, stop))
+
+
+def _scale(values: np.ndarray, power: int, out: np.ndarray) -> None:
+    """out = values 2^power as float64: exact but for overflow and underflow at the very end."""
     first = max(-_FACTOR, min(power, _FACTOR))
-    scaled = np.multiply(values, 2.0**first, dtype=np.float64)
+    np.multiply(values, 2.0**first, out=out, dtype=np.float64)
     if power != first:
-        scaled *= 2.0 ** (power - first)
-    return scaled
+        out *= 2.0 ** (power - first)
 
 
 def _infinities(
