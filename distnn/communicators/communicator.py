@@ -20,11 +20,12 @@ from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError, Dt
 from ..ndarray import NdArray
 from .board import Board, SilentBoard
 from .buckets import AllReduceCallback
-from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays
+from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exactly
 from .fifo import Fifo, Ticket
 from .header import Agreement, Joined, Schedule, exchange
 from .join import join
 from .transport import SingleTransport, Transport
+from .virtual_workers import Parameters, virtual_workers
 from .waiting import TIMEOUT_VARIABLE, Patience
 
 Batch = TypeVar("Batch")
@@ -174,6 +175,7 @@ class MultiProcessDataParallelCommunicator:
         group: str = "world",
         compression: Reducer | None = None,
         algorithm: Reducer | None = None,
+        reproducible: bool = False,
     ) -> None:
         """Sum arrays over ranks, in place, on all ranks.
 
@@ -189,24 +191,76 @@ class MultiProcessDataParallelCommunicator:
             compression: send less: `C.HalfCompression()` or `C.PowerSGD()`; one object for all
                 steps.
             algorithm: sum in another way: `C.TorusAllReduce` or `C.HierarchicalAllReduce`.
+            reproducible: add floats exactly, so that the bits depend on the values alone, not on
+                the order or algorithm of the additions (`virtual_workers` makes training so).
         Raises: CommunicatorError, on all ranks, where the lists differ between ranks.
         """
         arrays = self._arrays("all_reduce", data, division)
         reducer = self._reducer("all_reduce", compression, algorithm, group)
+        if reproducible and reducer is not None:
+            raise ArgumentError(
+                f"[all_reduce] reproducible=True and {reducer.describe()} exclude each other; "
+                "pass one of them"
+            )
         settings = [reducer.describe()] if reducer else []
-        schedule = Schedule("all_reduce", [*arrays.entries, *settings])
+        name = "all_reduce, reproducible" if reproducible else "all_reduce"
+        schedule = Schedule(name, [*arrays.entries, *settings])
         size = len(self._group("all_reduce", group).ranks)
 
         present = arrays.present()
 
         def job(transport: Transport, agreed: Agreement) -> None:
             anywhere = present_anywhere(transport, agreed.incomplete, present)
-            reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
+            if reproducible:
+                sum_exactly(arrays, anywhere, transport, division)
+            else:
+                reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
 
         nbytes = sys.maxsize
-        if reducer is None:
+        if reducer is None and not reproducible:
             nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
         self._run(schedule, job, group, not all(present), nbytes)
+
+    def virtual_workers(
+        self, workers: int, batch: Any, parameters: Parameters = None, division: bool = True
+    ) -> Iterator[Any]:
+        """Loop over this rank's parts of a step whose bits do not depend on the number of ranks.
+
+        The batch is cut into `workers` equal parts; rank r of n has the r-th n-th of them. The
+        loop's body does forward and backward on one part. When the loop ends each gradient is the
+        mean over all parts of all ranks, by an exact sum, and so are the new values of whatever
+        functions update (running statistics). Every part begins with the state of before the
+        step and draws its own random numbers. Gradients that no part wrote stay flagged as zero.
+
+        Leaving the loop early (break, an exception) undoes it: gradients are flagged as zero,
+        statistics and random numbers are as before. All ranks must leave it then.
+
+        Args:
+            workers: number of virtual workers, a multiple of the number of ranks. It is part of
+                what is computed, as the batch size is: keep it when the number of ranks changes.
+            batch: the global batch, the same on all ranks: an array, or a tuple or list of arrays
+                of equal length, a multiple of `workers`.
+            parameters: whose gradients to average: Variables, or a dict of them; None is all
+                trainable parameters, also those that the loop's body creates.
+            division: False sums gradients instead of averaging them.
+        Yields: the part: a tuple of arrays, or an array if `batch` is one.
+        Raises: GraphError if gradients hold values before the loop: parts are not added to them.
+
+        >>> import numpy as np, distnn as nn, distnn.functions as F, distnn.solvers as S
+        >>> import distnn.parametric_functions as PF, distnn.communicators as C
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> x = nn.Variable((2, 3))
+        >>> loss = F.mean(PF.affine(x, 1, name="virtual_workers_example") ** 2)
+        >>> solver = S.Sgd(0.1)
+        >>> solver.set_parameters(nn.get_parameters())
+        >>> solver.zero_grad()
+        >>> for x.d in comm.virtual_workers(4, np.ones((8, 3), np.float32)):
+        ...     loss.forward(clear_no_need_grad=True)
+        ...     loss.backward(clear_buffer=True)
+        >>> solver.update()
+        """
+        return virtual_workers(self, workers, batch, parameters, division)
 
     def all_reduce_callback(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..ndarray import NdArray
 from ..parameter_slab import attached
+from .exact_sum import exact_sum
 from .transport import Transport
 
 # Arrays below this are packed together: a message costs a few microseconds whatever its size.
@@ -105,6 +106,20 @@ def reduce_arrays(
         reduce_ranges(ranges(items), transport, scale)
     elif items:
         reducer.reduce(items, transport, scale)
+    for item in items:
+        item._storage.written()
+
+
+def sum_exactly(
+    arrays: Arrays, written: Sequence[bool], transport: Transport, division: bool
+) -> None:
+    """As reduce_arrays, by exact sums (sums of integers are exact as they are)."""
+    items = [item for item, w in zip(arrays.items, written, strict=True) if w]
+    memory = [item._view(item._storage.materialize()) for item in items]
+    floats = [m for m in memory if m.dtype.kind == "f"]
+    divisors = [transport.size if division else 1] * len(floats)
+    exact_sum([[m] for m in floats], floats, transport.size, divisors, transport)
+    reduce_ranges([m.reshape(-1) for m in memory if m.dtype.kind != "f"], transport, 1)
     for item in items:
         item._storage.written()
 

@@ -257,7 +257,7 @@ class ShardedSolver:
                 array._cast(home.array.dtype if home is not None else _floating(array.dtype))
         arrays = self._comm._arrays("update", data, False)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             written = present_anywhere(transport, True, updated)
             for shards in self._shards(data, written):
                 send_to_all(shards, transport)
@@ -274,7 +274,7 @@ class ShardedSolver:
         mine = self._solver.get_states()
         found: OrderedDict[str, SolverState] = OrderedDict()
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             facts = np.zeros((len(self._parameters), 2), np.int64)  # t, bytes per number
             for i, key in enumerate(self._parameters):
                 if key in mine:
