@@ -216,6 +216,18 @@ def test_a_window_of_an_array_keeps_what_lies_around_it():
     C.run_threads(work, 2)
 
 
+def test_a_reproducible_sum_in_a_group_is_that_of_its_ranks():
+    def work():
+        comm = connected()
+        group = comm.new_group(("some", [0, 2]))
+        a = nn.NdArray.from_numpy_array(np.float32([comm.rank + 1]))
+        if comm.rank != 1:
+            comm.all_reduce(a, division=True, group=group, reproducible=True)
+        return float(a.data[0])
+
+    assert C.run_threads(work, 3) == [2, 2, 2]
+
+
 # -- training -------------------------------------------------------------------------------------
 
 TRAINING = '''

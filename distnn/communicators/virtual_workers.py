@@ -109,7 +109,7 @@ class _Step:
         self._division = division
         if isinstance(parameters, Mapping):
             parameters = list(parameters.values())
-        self._given = None if parameters is None else [_grad(p) for p in parameters]
+        self._given = None if parameters is None else list(dict.fromkeys(map(_grad, parameters)))
         self._batch = [_described(a) for a in arrays]
         self._world: World = current_world()
         self._gradients: list[Values] = []  # of each part done here, those that it wrote
