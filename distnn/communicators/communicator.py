@@ -21,6 +21,7 @@ from .buckets import AllReduceCallback
 from .exchange import Arrays, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Schedule, exchange
+from .state import bcast_parameters, check_consistency
 from .transport import SingleTransport, Transport
 
 _TIMEOUT_VARIABLE = "DISTNN_TIMEOUT"
@@ -66,6 +67,7 @@ class MultiProcessDataParallelCommunicator:
         self._groups: dict[str, _Group] = {}
         self._fifo: Fifo | None = None
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
+        self._consistency_calls = 0
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
@@ -294,6 +296,50 @@ class MultiProcessDataParallelCommunicator:
             target.mark_written()
 
         self._run(Schedule("reduce_scatter", sources.entries), job, group)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def bcast_parameters(self, src: int = 0, solver: Any = None, group: str = "world") -> None:
+        """Copy all parameters, running statistics included, of rank `src` to all ranks.
+
+        All ranks must have the same parameters: names, shapes, dtypes and need_grad are compared.
+
+        Args:
+            solver: a solver, or a list of solvers, whose states and step counts are copied too.
+        Raises: CommunicatorError, on all ranks, naming the first parameter that differs.
+
+        >>> import distnn as nn, distnn.communicators as C, distnn.parametric_functions as PF
+        >>> comm = C.DataParallelCommunicator()
+        >>> comm.init()
+        >>> y = PF.affine(nn.Variable((2, 3)), 4)
+        >>> comm.bcast_parameters()
+        """
+        bcast_parameters(self, src, solver, group)
+
+    def check_consistency(self, every: int = 1, solver: Any = None, group: str = "world") -> bool:
+        """Compare all parameters of all ranks, bit by bit; each rank sends checksums only.
+
+        Args:
+            every: compare in each `every`-th call only: call it in every iteration, on all ranks.
+            solver: a solver, or a list of solvers, whose states, step counts, learning rates and
+                settings are compared too.
+        Returns: whether this call has compared.
+        Raises: CommunicatorError, on all ranks, naming the first parameter or state that differs
+            and which ranks have which checksum.
+
+        >>> import distnn.communicators as C
+        >>> comm = C.DataParallelCommunicator()
+        >>> comm.init()
+        >>> [comm.check_consistency(every=2) for _ in range(4)]
+        [False, True, False, True]
+        """
+        if not isinstance(every, int) or every < 1:
+            raise ArgumentError(f"[check_consistency] every is {every!r}; pass an int of 1 or more")
+        self._consistency_calls += 1
+        if self._consistency_calls % every:
+            return False
+        check_consistency(self, solver, group)
+        return True
 
     # -- NNabla's older interface -----------------------------------------------------------------
 
