@@ -22,6 +22,7 @@ from .channel import Channel, connect
 from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exactly
 from .header import Agreement, Schedule
 from .join import join
+from .state import bcast_parameters, check_consistency
 from .transport import SingleTransport, Transport
 from .virtual_workers import Parameters, virtual_workers
 from .waiting import TIMEOUT_VARIABLE
@@ -60,6 +61,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
         self._accumulating = False  # inside no_sync
         self._divide_by_active = False  # inside join
+        self._consistency_calls = 0
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
@@ -362,6 +364,50 @@ class MultiProcessDataParallelCommunicator(Channel):
             target.mark_written()
 
         self._run(Schedule("reduce_scatter", sources.entries), job, group)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def bcast_parameters(self, src: int = 0, solver: Any = None, group: str = "world") -> None:
+        """Copy all parameters, running statistics included, of rank `src` to all ranks.
+
+        All ranks must have the same parameters: names, shapes, dtypes and need_grad are compared.
+
+        Args:
+            solver: a solver, or a list of solvers, whose states and step counts are copied too.
+        Raises: CommunicatorError, on all ranks, naming the first parameter that differs.
+
+        >>> import distnn as nn, distnn.communicators as C, distnn.parametric_functions as PF
+        >>> comm = C.DataParallelCommunicator()
+        >>> comm.init()
+        >>> y = PF.affine(nn.Variable((2, 3)), 4)
+        >>> comm.bcast_parameters()
+        """
+        bcast_parameters(self, src, solver, group)
+
+    def check_consistency(self, every: int = 1, solver: Any = None, group: str = "world") -> bool:
+        """Compare all parameters of all ranks, bit by bit; each rank sends checksums only.
+
+        Args:
+            every: compare in each `every`-th call only: call it in every iteration, on all ranks.
+            solver: a solver, or a list of solvers, whose states, step counts, learning rates and
+                settings are compared too.
+        Returns: whether this call has compared.
+        Raises: CommunicatorError, on all ranks, naming the first parameter or state that differs
+            and which ranks have which checksum.
+
+        >>> import distnn.communicators as C
+        >>> comm = C.DataParallelCommunicator()
+        >>> comm.init()
+        >>> [comm.check_consistency(every=2) for _ in range(4)]
+        [False, True, False, True]
+        """
+        if not isinstance(every, int) or every < 1:
+            raise ArgumentError(f"[check_consistency] every is {every!r}; pass an int of 1 or more")
+        self._consistency_calls += 1
+        if self._consistency_calls % every:
+            return False
+        check_consistency(self, solver, group)
+        return True
 
     # -- NNabla's older interface -----------------------------------------------------------------
 

@@ -19,9 +19,10 @@ def data_parallel(
 ) -> MultiProcessDataParallelCommunicator:
     """Connect the ranks and average the solver's gradients over them in every `backward`.
 
-    The training loop stays as it is on one process. Each rank trains on its part of the data:
-    `comm.rank` of `comm.size`. A backward that is given `communicator_callbacks` itself is left
-    alone; inside of `comm.no_sync()` gradients add up and are not exchanged.
+    Parameters that exist already become those of rank 0. The training loop stays as it is on one
+    process. Each rank trains on its part of the data: `comm.rank` of `comm.size`. A backward that
+    is given `communicator_callbacks` itself is left alone; inside of `comm.no_sync()` gradients
+    add up and are not exchanged.
 
     With several solvers (a GAN) call it once for each; they share the communicator.
 
@@ -53,6 +54,7 @@ def data_parallel(
         comm = MultiProcessDataParallelCommunicator(timeout=timeout)
         comm.init()
     if comm.size > 1:
+        comm.bcast_parameters()
         world.backward_callbacks.append(_Follower(comm, solver, pack_size))
     return comm
 
