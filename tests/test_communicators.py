@@ -283,6 +283,29 @@ def raised_on_all_ranks(transport, function, match, kind=CommunicatorError):
 
 
 @several
+@pytest.mark.parametrize("same_graph", [False, True])
+def test_different_graphs_raise_on_all_ranks_only_where_that_is_asked_for(transport, same_graph):
+    def work():
+        comm = connected()
+        x = nn.Variable.from_numpy_array(np.ones((2, 3)))
+        h = PF.affine(x, 3)
+        activate = F.tanh if comm.rank == 0 else F.relu
+        loss = F.mean(activate(h))
+        callback = comm.all_reduce_callback(
+            [p.grad for p in nn.get_parameters().values()], same_graph=same_graph
+        )
+        for _ in range(2):
+            loss.forward()
+            if not same_graph:
+                loss.backward(communicator_callbacks=callback)
+                continue
+            with pytest.raises(CommunicatorError, match=r"function 1: .*tanh.* on rank 0;.*relu"):
+                loss.backward(communicator_callbacks=callback)
+
+    on_ranks(transport, work)
+
+
+@several
 def test_lists_of_different_lengths_raise_on_all_ranks_and_name_the_array(transport):
     def work():
         comm = connected()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..errors import CommunicatorError
 from ..ndarray import NdArray, Storage
@@ -18,6 +19,9 @@ from .fifo import Ticket
 from .header import Agreement, Schedule
 from .report import BucketTimes, OverlapReport
 from .transport import Transport
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 # The first bucket is small, so that communication begins early.
 _FIRST_SHARE = 8
@@ -42,8 +46,12 @@ class AllReduceCallback:
         wait: Callable[[Ticket], Any],
         enabled: Callable[[], bool],
         reducer: Reducer | None = None,
+        same_graph: bool = False,
     ) -> None:
         self._arrays = arrays
+        self._same_graph = same_graph
+        self._structures: WeakKeyDictionary[Plan, Schedule] = WeakKeyDictionary()
+        self._comparison: Ticket | None = None
         self._reducer = reducer
         self._scale = scale
         self._start = start
@@ -67,12 +75,24 @@ class AllReduceCallback:
         self._began = 0.0
         self._report: OverlapReport | None = None
 
-    def begin(self, coming: Sequence[Storage]) -> None:
+    def begin(self, coming: Sequence[Storage], plan: Plan) -> None:
         """Backward begins; `coming` are the gradients that it will complete."""
         self._opening = None
         if self._enabled():
+            if self._same_graph:
+                self._comparison = self._start(
+                    self._structure(plan), lambda transport, agreed: None
+                )
             present, job = self._prepare(coming)
             self._opening = self._start(self.schedule, job, not all(present))
+
+    def _structure(self, plan: Plan) -> Schedule:
+        """The functions of the graph, for comparison between ranks."""
+        schedule = self._structures.get(plan)
+        if schedule is None:
+            lines = [line.strip() for line in str(plan).splitlines()]
+            schedule = self._structures[plan] = Schedule("graph of backward", lines, "function")
+        return schedule
 
     def take_part(self, agreement: Agreement) -> None:
         """Exchange without a backward of one's own: this rank adds zeros to the others' sums."""
@@ -128,6 +148,9 @@ class AllReduceCallback:
         for missing in self._missing:
             missing.clear()
         self._start_complete_buckets()
+        if self._comparison is not None:
+            comparison, self._comparison = self._comparison, None
+            self._wait(comparison)
         written = self._wait(opening).written
         for ticket in self._tickets:
             self._wait(ticket)

@@ -187,6 +187,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         keep_dtype: bool = False,
         compression: Reducer | None = None,
         algorithm: Reducer | None = None,
+        same_graph: bool = False,
     ) -> AllReduceCallback:
         """A callback for `backward(communicator_callbacks=...)` that sums gradients meanwhile.
 
@@ -201,6 +202,8 @@ class MultiProcessDataParallelCommunicator(Channel):
             scale_grad: multiply the sums by this.
             keep_dtype: kept for NNabla's scripts; the dtype is always kept.
             compression, algorithm: as in `all_reduce`.
+            same_graph: in each backward also compare the graphs of the ranks function by function.
+                Without it they may differ, as with stochastic depth.
         """
         if pack_size < 1:
             raise ArgumentError(
@@ -221,6 +224,7 @@ class MultiProcessDataParallelCommunicator(Channel):
             self._wait,
             lambda: not self._accumulating,
             self._reducer("all_reduce_callback", compression, algorithm, group),
+            same_graph,
         )
 
     @contextmanager

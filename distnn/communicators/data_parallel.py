@@ -11,6 +11,7 @@ from .buckets import AllReduceCallback
 from .communicator import MultiProcessDataParallelCommunicator
 
 if TYPE_CHECKING:
+    from ..plan import Plan
     from ..solvers import Solver
 
 
@@ -71,13 +72,13 @@ class _Follower:
         self._storages: list[Storage] = []
         self._callback: AllReduceCallback | None = None
 
-    def begin(self, coming: Sequence[Storage]) -> None:
+    def begin(self, coming: Sequence[Storage], plan: Plan) -> None:
         grads = [p.grad for p in self._solver.get_parameters().values()]
         storages = [grad._storage for grad in grads]
         if self._callback is None or storages != self._storages:
             self._storages = storages
             self._callback = self._comm.all_reduce_callback(grads, self._pack_size, division=True)
-        self._callback.begin(coming)
+        self._callback.begin(coming, plan)
 
     def ready(self, storage: Storage) -> None:
         assert self._callback is not None

@@ -26,8 +26,9 @@ _NOTHING = -(1 << 62)  # below every hash and every negative of one
 class Schedule:
     """What a rank is about to exchange, in words."""
 
-    def __init__(self, operation: str, entries: Sequence[str]) -> None:
+    def __init__(self, operation: str, entries: Sequence[str], noun: str = "array") -> None:
         self.operation = operation
+        self.noun = noun  # what the entries are
         self.entries = tuple(entries)
         text = "\n".join((operation, *self.entries)).encode()
         # 62 bits: the header also sends the negative
@@ -119,9 +120,10 @@ def _raise_difference(transport: Transport, sequence: int, schedule: Schedule) -
         at = {r: found[i] if i < len(found) else "nothing" for r, found in entries.items()}
         if len(set(at.values())) > 1:
             lengths = ", ".join(str(len(found)) for found in entries.values())
+            noun = schedule.noun
             raise CommunicatorError(
-                f"[{schedule.operation}] ranks disagree in array {i}: {_by_rank(at)} (the lists "
-                f"have {lengths} arrays); pass the same arrays, in the same order, on all ranks"
+                f"[{schedule.operation}] ranks disagree in {noun} {i}: {_by_rank(at)} (the lists "
+                f"have {lengths} {noun}s); pass the same {noun}s, in the same order, on all ranks"
             )
     raise CommunicatorError(f"[{schedule.operation}] ranks disagree, but not in what they say")
 
