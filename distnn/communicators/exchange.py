@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +70,12 @@ def _describe(item: NdArray) -> str:
     """Name, shape and dtype, as errors say it."""
     home = item._storage.home
     name = f"{home.name} " if home is not None else ""
-    return f"{name}{item.shape} {item.dtype}"
+    return f"{name}{item.shape} {_dtype_name(item.dtype)}"
+
+
+@functools.cache
+def _dtype_name(dtype: np.dtype) -> str:
+    return str(dtype)  # NumPy takes microseconds for it
 
 
 def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
