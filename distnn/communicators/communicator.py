@@ -21,6 +21,7 @@ from .buckets import AllReduceCallback
 from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays
 from .fifo import Fifo, Ticket
 from .header import Schedule, exchange
+from .throttled import with_link_of_environment
 from .transport import SingleTransport, Transport
 
 _TIMEOUT_VARIABLE = "DISTNN_TIMEOUT"
@@ -72,7 +73,7 @@ class MultiProcessDataParallelCommunicator:
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
         world = current_world()
-        transport = _connect()
+        transport = with_link_of_environment(_connect())
         self._groups["world"] = _Group("world", list(range(transport.size)), transport)
         self._fifo = Fifo(f"distnn communication {transport.rank}")
         world.communicator = self

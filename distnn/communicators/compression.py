@@ -15,7 +15,10 @@ import numpy as np
 from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
 from .exchange import Reducer, ranges, reduce_ranges
+from .half_precision import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .transport import Transport
+
+_BLOCK = 1 << 15  # numbers that are converted at once: they stay in the cache between the steps
 
 
 class Residuals:
@@ -108,6 +111,9 @@ class HalfCompression(Compression):
             )
         self.dtype = dtype
         self.error_feedback = error_feedback
+        half = dtype == "float16"
+        self._to_half = to_float16 if half else to_bfloat16
+        self._from_half = from_float16 if half else from_bfloat16
 
     def describe(self) -> str:
         return f"HalfCompression({self.dtype}, error_feedback={self.error_feedback})"
@@ -139,17 +145,22 @@ class HalfCompression(Compression):
                 self._encode(values[r], sent[r])
         received = np.empty_like(sent)
         transport.all_to_all(list(sent), list(received))
-        parts = [values[r] if r == rank else self._decode(received[r]) for r in range(size)]
-        total = parts[0] + parts[1]
-        for part in parts[2:]:
-            total += part
+        total = np.zeros_like(values[0])
+        for r in range(size):
+            if r == rank:
+                total += values[r]
+            else:
+                self._decode(received[r], total, np.add)
         self._encode(total, sent[rank])
         transport.all_gather(sent[rank], received)
-        result = np.stack([self._decode(message) for message in received])
 
+        result = np.empty_like(values)
+        for r in range(size):
+            self._decode(received[r], result[r])
         if residuals and np.isfinite(result).all():
+            values[rank] = total
             for r in range(size):
-                values[r] = total - result[r] if r == rank else values[r] - self._decode(sent[r])
+                self._decode(sent[r], values[r], np.subtract)
             for part, residual in zip(_split(values, residuals), residuals, strict=True):
                 residual[...] = part
         if scale != 1:
@@ -165,38 +176,28 @@ class HalfCompression(Compression):
         # The largest becomes 2^14 to 2^15, below float16's 65504; 2^126 and its inverse are normal.
         exponent = min(15 - int(np.frexp(largest)[1]), 126)
         message[:1].view(np.int16)[0] = exponent
-        scaled = values * np.float32(2.0**exponent)
-        if self.dtype == "float16":
-            message[1:].view(np.float16)[...] = scaled
-        else:
-            message[1:] = to_bfloat16(scaled)
+        factor = np.float32(2.0**exponent)
+        words = message[1:]
+        for block in _blocks(values.size):
+            words[block] = self._to_half(values[block] * factor)
 
-    def _decode(self, message: np.ndarray) -> np.ndarray:
-        if self.dtype == "float16":
-            values = message[1:].view(np.float16).astype(np.float32)
-        else:
-            values = from_bfloat16(message[1:])
-        values *= np.float32(2.0 ** -int(message[:1].view(np.int16)[0]))
-        return values
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 as bfloat16 in uint16: the upper half of the bits, rounded to nearest even."""
-    bits = values.view(np.uint32)
-    words = bits >> 16
-    words &= 1
-    words += 0x7FFF
-    words += bits
-    words >>= 16
-    nan = np.isnan(values)
-    if nan.any():  # rounding may carry a NaN's payload into the exponent, or drop it: an infinity
-        words[nan] = bits[nan] >> 16 | 0x40
-    return words.astype(np.uint16)
+    def _decode(
+        self, message: np.ndarray, out: np.ndarray, operation: np.ufunc | None = None
+    ) -> None:
+        """out = the values of a message, or out + or - them."""
+        factor = np.float32(2.0 ** -int(message[:1].view(np.int16)[0]))
+        words = message[1:]
+        for block in _blocks(out.size):
+            values = self._from_half(words[block])
+            if operation is None:
+                np.multiply(values, factor, out=out[block])
+            else:
+                values *= factor
+                operation(out[block], values, out=out[block])
 
 
-def from_bfloat16(words: np.ndarray) -> np.ndarray:
-    """bfloat16 in uint16 as float32, exactly."""
-    return (words.astype(np.uint32) << 16).view(np.float32)
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
 
 
 def _split(values: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
