@@ -16,9 +16,11 @@ from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
 from .exchange import Reducer, ranges, reduce_ranges
 from .half_precision import from_bfloat16, from_float16, to_bfloat16, to_float16
+from .shards import Shard
 from .transport import Transport
 
-_BLOCK = 1 << 15  # numbers that are converted at once: they stay in the cache between the steps
+# Elements of a message: conversions stay in the cache, and it is long beside any latency.
+_PIECE = 1 << 17
 
 
 class Residuals:
@@ -125,19 +127,32 @@ class HalfCompression(Compression):
             halved = transport.size > 1 and item.dtype == np.float32 and item.size > 0
             (chosen if halved else rest).append(item)
         reduce_ranges(ranges(rest), transport, scale)
-        if chosen:
-            with np.errstate(all="ignore"):
-                self._reduce(chosen, transport, scale)
+        gradients, residuals = Shard(), Shard()
+        for item in chosen:
+            gradients.append(item._view(item._storage.materialize()))
+            if self.error_feedback:
+                residuals.append(self.residuals.of(item))
+        step = _PIECE * transport.size
+        with np.errstate(all="ignore"):
+            for start in range(0, gradients.size, step):
+                length = min(step, gradients.size - start)
+                self._reduce_piece(gradients, residuals, start, length, transport, scale)
 
-    def _reduce(self, items: Sequence[NdArray], transport: Transport, scale: float) -> None:
+    def _reduce_piece(
+        self,
+        gradients: Shard,
+        residuals: Shard,
+        start: int,
+        length: int,
+        transport: Transport,
+        scale: float,
+    ) -> None:
         size, rank = transport.size, transport.rank
-        memory = [item._view(item._storage.materialize()).reshape(-1) for item in items]
-        length = sum(part.size for part in memory)
         values = np.zeros((size, -(-length // size)), np.float32)  # row r is the part of rank r
-        np.concatenate(memory, out=values.reshape(-1)[:length])
-        residuals = [self.residuals.of(item) for item in items] if self.error_feedback else []
-        for part, residual in zip(_split(values, residuals), residuals, strict=True):
-            part += residual
+        flat = values.reshape(-1)[:length]
+        flat[...] = gradients.read(start, start + length, flat.dtype)
+        if self.error_feedback:
+            flat += residuals.read(start, start + length, flat.dtype)
 
         sent = np.empty((size, 1 + values.shape[1]), np.uint16)
         for r in range(size):
@@ -147,26 +162,20 @@ class HalfCompression(Compression):
         transport.all_to_all(list(sent), list(received))
         total = np.zeros_like(values[0])
         for r in range(size):
-            if r == rank:
-                total += values[r]
-            else:
-                self._decode(received[r], total, np.add)
+            total += values[r] if r == rank else self._decode(received[r])
         self._encode(total, sent[rank])
         transport.all_gather(sent[rank], received)
 
-        result = np.empty_like(values)
-        for r in range(size):
-            self._decode(received[r], result[r])
-        if residuals and np.isfinite(result).all():
-            values[rank] = total
+        result = np.stack([self._decode(message) for message in received])
+        if self.error_feedback and np.isfinite(result).all():
             for r in range(size):
-                self._decode(sent[r], values[r], np.subtract)
-            for part, residual in zip(_split(values, residuals), residuals, strict=True):
-                residual[...] = part
+                if r != rank:
+                    values[r] -= self._decode(sent[r])
+            np.subtract(total, result[rank], out=values[rank])
+            residuals.write(start, flat)
         if scale != 1:
             result *= np.float32(scale)
-        for target, part in zip(memory, _split(result, memory), strict=True):
-            target[...] = part
+        gradients.write(start, result.reshape(-1)[:length])
 
     def _encode(self, values: np.ndarray, message: np.ndarray) -> None:
         """Write the exponent of the power of two, then the values times it in half precision."""
@@ -176,32 +185,9 @@ class HalfCompression(Compression):
         # The largest becomes 2^14 to 2^15, below float16's 65504; 2^126 and its inverse are normal.
         exponent = min(15 - int(np.frexp(largest)[1]), 126)
         message[:1].view(np.int16)[0] = exponent
-        factor = np.float32(2.0**exponent)
-        words = message[1:]
-        for block in _blocks(values.size):
-            words[block] = self._to_half(values[block] * factor)
+        message[1:] = self._to_half(values * np.float32(2.0**exponent))
 
-    def _decode(
-        self, message: np.ndarray, out: np.ndarray, operation: np.ufunc | None = None
-    ) -> None:
-        """out = the values of a message, or out + or - them."""
-        factor = np.float32(2.0 ** -int(message[:1].view(np.int16)[0]))
-        words = message[1:]
-        for block in _blocks(out.size):
-            values = self._from_half(words[block])
-            if operation is None:
-                np.multiply(values, factor, out=out[block])
-            else:
-                values *= factor
-                operation(out[block], values, out=out[block])
-
-
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
-
-
-def _split(values: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Flat `values` cut into views of the sizes of `like`."""
-    flat = values.reshape(-1)
-    stops = np.cumsum([part.size for part in like]).tolist()
-    return [flat[stop - part.size : stop] for part, stop in zip(like, stops, strict=True)]
+    def _decode(self, message: np.ndarray) -> np.ndarray:
+        values = self._from_half(message[1:])
+        values *= np.float32(2.0 ** -int(message[:1].view(np.int16)[0]))
+        return values
