@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,12 @@ import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
-from distnn.communicators.compression import from_bfloat16, to_bfloat16
+from distnn.communicators.half_precision import (
+    from_bfloat16,
+    from_float16,
+    to_bfloat16,
+    to_float16,
+)
 from distnn.errors import ArgumentError, CommunicatorError
 
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -62,6 +72,31 @@ def test_bfloat16_is_that_of_pytorch():
     np.testing.assert_array_equal(from_bfloat16(to_bfloat16(values)), expected)  # NaN equals NaN
     hidden = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
     assert np.isnan(from_bfloat16(to_bfloat16(hidden))).all()
+
+
+def test_float16_is_that_of_numpy():
+    words = np.arange(2**16, dtype=np.uint16)
+    halves = words.view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(from_float16(words), halves)  # NaN equals NaN
+    finite = from_float16(words[:0x7C00])  # without infinities it goes another way
+    np.testing.assert_array_equal(finite, halves[:0x7C00])
+    rng = np.random.RandomState(0)
+    bits = rng.randint(0, 2**32, 300_000, np.uint64).astype(np.uint32)
+    ties = (finite[1:] + finite[:-1]) / 2
+    for values in (
+        bits.view(np.float32),
+        (bits & 0x8FFFFFFF | 0x30000000).view(np.float32),  # where float16 has numbers
+        halves,
+        ties,
+        -ties,
+        np.nextafter(ties, np.float32(0)),
+        np.nextafter(ties, np.float32(np.inf)),
+    ):
+        with np.errstate(all="ignore"):
+            found, expected = to_float16(values), values.astype(np.float16)
+        nan = np.isnan(values)
+        np.testing.assert_array_equal(found[~nan], expected.view(np.uint16)[~nan])
+        assert np.isnan(from_float16(found[nan])).all()
 
 
 @everywhere
@@ -482,3 +517,73 @@ def test_settings_that_make_no_sense_are_refused():
         comm.all_reduce_callback(
             arrays(gradients(0)), compression=C.HalfCompression(), algorithm=C.HalfCompression()
         )
+
+
+# -- slow links -----------------------------------------------------------------------------------
+
+
+def exchange_time(compression=None):
+    """Seconds that a sum of 100000 gradients takes on this link; their conversion is far below."""
+    comm = connected()
+    gradient = np.random.RandomState(0).standard_normal((500, 200)).astype(np.float32)
+    item = arrays([gradient])[0]
+    comm.barrier()
+    begin = time.perf_counter()
+    comm.all_reduce(item, compression=compression() if compression else None)
+    return time.perf_counter() - begin
+
+
+def test_a_link_takes_the_time_of_its_bytes_and_compression_saves_it():
+    link = (1e6, 0.0)  # 400 kB of float32 there and back take 0.4 s
+
+    def measure(*compression):
+        return C.run_threads(exchange_time, 2, *compression, link=link)[0]
+
+    assert 0.4 <= measure() < 0.6
+    assert 0.2 <= measure(C.HalfCompression) < 0.35
+    assert measure(C.PowerSGD) < 0.1
+
+
+def test_every_collective_waits_for_the_latency_and_the_values_are_those_without(monkeypatch):
+    def work():
+        comm = connected()
+        a, b = arrays([np.arange(3.0), np.zeros(3)])
+        calls = [
+            lambda: comm.barrier(),
+            lambda: comm.all_reduce(a),
+            lambda: comm.bcast(a, 1),
+            lambda: comm.reduce(b, 0),
+            lambda: comm.all_gather(a, arrays([np.zeros(3)] * 2)),
+            lambda: comm.reduce_scatter([a, a], b),
+        ]
+        for call in calls:
+            begin = time.perf_counter()
+            call()
+            assert time.perf_counter() - begin >= 0.02
+        assert a.data.tolist() == [0, 2, 4]
+        assert b.data.tolist() == [0, 4, 8]
+        return type(comm._groups["world"].transport).__name__
+
+    assert C.run_threads(work, 2, link=(1e9, 0.01)) == ["Throttled"] * 2
+    monkeypatch.setenv("DISTNN_LINK", "1e9,0.01")
+    assert C.run_threads(work, 2) == ["Throttled"] * 2
+    monkeypatch.setenv("DISTNN_LINK", "fast")
+    with pytest.raises(ArgumentError, match="DISTNN_LINK is 'fast'; set it to"):
+        connected()
+    with pytest.raises(ArgumentError, match="bytes_per_second is 0 and latency"):
+        C.Throttled(None, 0, 0)
+
+
+def test_the_benchmark_prints_one_line_of_json(tmp_path):
+    script = Path(__file__).resolve().parent.parent / "scripts" / "bench_compression.py"
+    found = subprocess.run(
+        [sys.executable, str(script), "--elements", "1", "--repeats", "1"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr
+    (line,) = found.stdout.splitlines()
+    times = json.loads(line)["milliseconds"]
+    assert times["100 Mbit/s"]["plain"] > times["100 Mbit/s"]["float16"]

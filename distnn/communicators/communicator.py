@@ -23,6 +23,7 @@ from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exac
 from .header import Agreement, Schedule
 from .join import join
 from .state import bcast_parameters, check_consistency
+from .throttled import with_link_of_environment
 from .transport import SingleTransport, Transport
 from .virtual_workers import Parameters, virtual_workers
 from .waiting import TIMEOUT_VARIABLE
@@ -67,7 +68,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         """Connect the ranks; before anything else, on all of them."""
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
-        self._open(connect())
+        self._open(with_link_of_environment(connect()))
 
     # -- collectives ------------------------------------------------------------------------------
 

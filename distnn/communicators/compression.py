@@ -15,7 +15,12 @@ import numpy as np
 from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
 from .exchange import Reducer, ranges, reduce_ranges
+from .half_precision import from_bfloat16, from_float16, to_bfloat16, to_float16
+from .shards import Shard
 from .transport import Transport
+
+# Elements of a message: conversions stay in the cache, and it is long beside any latency.
+_PIECE = 1 << 17
 
 
 class Residuals:
@@ -108,6 +113,9 @@ class HalfCompression(Compression):
             )
         self.dtype = dtype
         self.error_feedback = error_feedback
+        half = dtype == "float16"
+        self._to_half = to_float16 if half else to_bfloat16
+        self._from_half = from_float16 if half else from_bfloat16
 
     def describe(self) -> str:
         return f"HalfCompression({self.dtype}, error_feedback={self.error_feedback})"
@@ -119,19 +127,32 @@ class HalfCompression(Compression):
             halved = transport.size > 1 and item.dtype == np.float32 and item.size > 0
             (chosen if halved else rest).append(item)
         reduce_ranges(ranges(rest), transport, scale)
-        if chosen:
-            with np.errstate(all="ignore"):
-                self._reduce(chosen, transport, scale)
+        gradients, residuals = Shard(), Shard()
+        for item in chosen:
+            gradients.append(item._view(item._storage.materialize()))
+            if self.error_feedback:
+                residuals.append(self.residuals.of(item))
+        step = _PIECE * transport.size
+        with np.errstate(all="ignore"):
+            for start in range(0, gradients.size, step):
+                length = min(step, gradients.size - start)
+                self._reduce_piece(gradients, residuals, start, length, transport, scale)
 
-    def _reduce(self, items: Sequence[NdArray], transport: Transport, scale: float) -> None:
+    def _reduce_piece(
+        self,
+        gradients: Shard,
+        residuals: Shard,
+        start: int,
+        length: int,
+        transport: Transport,
+        scale: float,
+    ) -> None:
         size, rank = transport.size, transport.rank
-        memory = [item._view(item._storage.materialize()).reshape(-1) for item in items]
-        length = sum(part.size for part in memory)
         values = np.zeros((size, -(-length // size)), np.float32)  # row r is the part of rank r
-        np.concatenate(memory, out=values.reshape(-1)[:length])
-        residuals = [self.residuals.of(item) for item in items] if self.error_feedback else []
-        for part, residual in zip(_split(values, residuals), residuals, strict=True):
-            part += residual
+        flat = values.reshape(-1)[:length]
+        flat[...] = gradients.read(start, start + length, flat.dtype)
+        if self.error_feedback:
+            flat += residuals.read(start, start + length, flat.dtype)
 
         sent = np.empty((size, 1 + values.shape[1]), np.uint16)
         for r in range(size):
@@ -139,23 +160,22 @@ class HalfCompression(Compression):
                 self._encode(values[r], sent[r])
         received = np.empty_like(sent)
         transport.all_to_all(list(sent), list(received))
-        parts = [values[r] if r == rank else self._decode(received[r]) for r in range(size)]
-        total = parts[0] + parts[1]
-        for part in parts[2:]:
-            total += part
+        total = np.zeros_like(values[0])
+        for r in range(size):
+            total += values[r] if r == rank else self._decode(received[r])
         self._encode(total, sent[rank])
         transport.all_gather(sent[rank], received)
-        result = np.stack([self._decode(message) for message in received])
 
-        if residuals and np.isfinite(result).all():
+        result = np.stack([self._decode(message) for message in received])
+        if self.error_feedback and np.isfinite(result).all():
             for r in range(size):
-                values[r] = total - result[r] if r == rank else values[r] - self._decode(sent[r])
-            for part, residual in zip(_split(values, residuals), residuals, strict=True):
-                residual[...] = part
+                if r != rank:
+                    values[r] -= self._decode(sent[r])
+            np.subtract(total, result[rank], out=values[rank])
+            residuals.write(start, flat)
         if scale != 1:
             result *= np.float32(scale)
-        for target, part in zip(memory, _split(result, memory), strict=True):
-            target[...] = part
+        gradients.write(start, result.reshape(-1)[:length])
 
     def _encode(self, values: np.ndarray, message: np.ndarray) -> None:
         """Write the exponent of the power of two, then the values times it in half precision."""
@@ -165,42 +185,9 @@ class HalfCompression(Compression):
         # The largest becomes 2^14 to 2^15, below float16's 65504; 2^126 and its inverse are normal.
         exponent = min(15 - int(np.frexp(largest)[1]), 126)
         message[:1].view(np.int16)[0] = exponent
-        scaled = values * np.float32(2.0**exponent)
-        if self.dtype == "float16":
-            message[1:].view(np.float16)[...] = scaled
-        else:
-            message[1:] = to_bfloat16(scaled)
+        message[1:] = self._to_half(values * np.float32(2.0**exponent))
 
     def _decode(self, message: np.ndarray) -> np.ndarray:
-        if self.dtype == "float16":
-            values = message[1:].view(np.float16).astype(np.float32)
-        else:
-            values = from_bfloat16(message[1:])
+        values = self._from_half(message[1:])
         values *= np.float32(2.0 ** -int(message[:1].view(np.int16)[0]))
         return values
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 as bfloat16 in uint16: the upper half of the bits, rounded to nearest even."""
-    bits = values.view(np.uint32)
-    words = bits >> 16
-    words &= 1
-    words += 0x7FFF
-    words += bits
-    words >>= 16
-    nan = np.isnan(values)
-    if nan.any():  # rounding may carry a NaN's payload into the exponent, or drop it: an infinity
-        words[nan] = bits[nan] >> 16 | 0x40
-    return words.astype(np.uint16)
-
-
-def from_bfloat16(words: np.ndarray) -> np.ndarray:
-    """bfloat16 in uint16 as float32, exactly."""
-    return (words.astype(np.uint32) << 16).view(np.float32)
-
-
-def _split(values: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Flat `values` cut into views of the sizes of `like`."""
-    flat = values.reshape(-1)
-    stops = np.cumsum([part.size for part in like]).tolist()
-    return [flat[stop - part.size : stop] for part, stop in zip(like, stops, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
+from ..threads import single_threaded_blas
 from .compression import Compression
 from .exchange import ranges, reduce_ranges
 from .transport import Transport
@@ -73,25 +74,28 @@ class PowerSGD(Compression):
         matrices = [i for i in items if transport.size > 1 and self.compresses(i)]
         chosen = {id(item) for item in matrices}
         rest = ranges([item for item in items if id(item) not in chosen])
+        memory = [_matrix(item._view(item._storage.materialize())) for item in matrices]
+        residuals = [_matrix(self.residuals.of(i).reshape(i.shape)) for i in matrices]
         with np.errstate(all="ignore"):
-            memory = [_matrix(item._view(item._storage.materialize())) for item in matrices]
-            residuals = [_matrix(self.residuals.of(i).reshape(i.shape)) for i in matrices]
-            changes = [g + e for g, e in zip(memory, residuals, strict=True)]
-            images = [m @ self._basis(i) for m, i in zip(changes, matrices, strict=True)]
+            with single_threaded_blas:
+                changes = [g + e for g, e in zip(memory, residuals, strict=True)]
+                images = [m @ self._basis(i) for m, i in zip(changes, matrices, strict=True)]
             # Only the directions of the images matter, so `scale` may be for the rest.
             reduce_ranges([*(p.reshape(-1) for p in images), *rest], transport, scale)
-            columns = [_orthogonal(p) for p in images]
-            mine = [m.T @ p for m, p in zip(changes, columns, strict=True)]
+            with single_threaded_blas:
+                columns = [_orthogonal(p) for p in images]
+                mine = [m.T @ p for m, p in zip(changes, columns, strict=True)]
             sums = [np.array(q, order="C") for q in mine]
             reduce_ranges([q.reshape(-1) for q in sums], transport, 1)
-            for k, item in enumerate(matrices):
-                if not np.isfinite(sums[k]).all():
-                    memory[k][...] = np.nan
-                    continue
-                np.subtract(changes[k], columns[k] @ mine[k].T, out=residuals[k])
-                np.matmul(columns[k], sums[k].T * memory[k].dtype.type(scale), out=memory[k])
-                if sums[k].any():
-                    self._bases[item._storage] = np.linalg.qr(sums[k])[0]
+            with single_threaded_blas:
+                for k, item in enumerate(matrices):
+                    if not np.isfinite(sums[k]).all():
+                        memory[k][...] = np.nan
+                        continue
+                    np.subtract(changes[k], columns[k] @ mine[k].T, out=residuals[k])
+                    np.matmul(columns[k], sums[k].T * memory[k].dtype.type(scale), out=memory[k])
+                    if sums[k].any():
+                        self._bases[item._storage] = np.linalg.qr(sums[k])[0]
 
     def _basis(self, item: NdArray) -> np.ndarray:
         """Q of a gradient, with orthogonal columns so that its size says nothing; first random."""

@@ -16,6 +16,7 @@ import numpy as np
 from ..context import World, world_scope
 from ..errors import CommunicatorError, DeadCommunicatorError
 from .board import ThreadsBoard
+from .throttled import Throttled
 
 
 class InjectedFailure(RuntimeError):
@@ -162,6 +163,7 @@ def run_threads(
     *args: Any,
     fail: tuple[int, int] | None = None,
     timeout: float = 60,
+    link: tuple[float, float] | None = None,
 ) -> list[Any]:
     """Run `function(*args)` once on each of `ranks` threads; returns their results, by rank.
 
@@ -171,6 +173,7 @@ def run_threads(
     Args:
         fail: (rank, n): this rank raises InjectedFailure in its n-th exchange of memory.
         timeout: in seconds; ranks that have not ended by then raise.
+        link: (bytes per second, latency in seconds) of an emulated slow link; see `C.Throttled`.
     Raises: the exception of the rank that failed first, with the others' as notes.
 
     >>> import distnn.communicators as C
@@ -187,9 +190,8 @@ def run_threads(
 
     def run(rank: int) -> None:
         world = World()
-        world.transport = ThreadsTransport(
-            meeting, rank, fail[1] if fail and fail[0] == rank else None
-        )
+        transport = ThreadsTransport(meeting, rank, fail[1] if fail and fail[0] == rank else None)
+        world.transport = transport if link is None else Throttled(transport, *link)
         with world_scope(world):
             try:
                 results[rank] = function(*args)
