@@ -114,6 +114,9 @@ class MpiTransport:
             self._comm.Sendrecv(parts[to], dest=to, recvbuf=incoming, source=source)
             np.add(out, incoming, out=out)
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        self._comm.Scatter(parts, out, root)
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
         self._comm.Allgather(np.array([len(data)], np.int64), lengths)

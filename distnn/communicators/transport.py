@@ -34,6 +34,9 @@ class Transport(Protocol):
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         """out = sum over ranks of parts[rank]; parts (size, *out.shape)."""
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        """out = parts[rank] of rank `root`; parts (size, *out.shape), None on other ranks."""
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of every rank."""
 
@@ -70,6 +73,10 @@ class SingleTransport:
         out[0] = array
 
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
+        out[...] = parts[0]
+
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        assert parts is not None
         out[...] = parts[0]
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
