@@ -56,6 +56,10 @@ class SolverError(DistnnError, ValueError):
     """A solver's parameters or states do not fit."""
 
 
+class CheckpointError(DistnnError, RuntimeError):
+    """A checkpoint cannot be written, is damaged, or is of another network."""
+
+
 class ContextError(DistnnError, RuntimeError):
     """The execution context cannot be used here."""
 

@@ -367,6 +367,10 @@ ROWS = [
         *STATISTICS, eps=-1),
     row("batch_normalization", ArgumentError, r"output_stat=True returns batch statistics, .*pass "
         "one of the two", v(2, 3, 4, 4), *STATISTICS, batch_stat=False, output_stat=True),
+    row("sync_batch_normalization", ArgumentError, r"comm is NoneType; pass a communicator",
+        v(2, 3, 4, 4), *STATISTICS, None),
+    row("sync_batch_normalization", ArgumentError, r"eps is -1.0; pass 0 or more", v(2, 3, 4, 4),
+        *STATISTICS, None, eps=-1),
     row("gather", ArgumentError, r"batch_dims is 1; only 0 is supported", X, n([0]), batch_dims=1),
     row("top_n_error", ArgumentError, r"n is 0; pass 1 or more", v(4, 5), n([[0]] * 4), n=0),
     row("top_n_error", DtypeError, r"n is 1.5; pass a whole number", v(4, 5), n([[0]] * 4), n=1.5),

@@ -22,6 +22,8 @@ from .channel import Channel, connect
 from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exactly
 from .header import Agreement, Schedule
 from .join import join
+from .scalars import all_reduce_scalars
+from .scatter import scatter_data
 from .state import bcast_parameters, check_consistency
 from .throttled import with_link_of_environment
 from .transport import SingleTransport, Transport
@@ -413,6 +415,64 @@ class MultiProcessDataParallelCommunicator(Channel):
             return False
         check_consistency(self, solver, group)
         return True
+
+    # -- data and figures -------------------------------------------------------------------------
+
+    def scatter_data(
+        self,
+        data: Any,
+        src: int = 0,
+        shuffle: bool = False,
+        seed: int = 0,
+        force_equal_length: bool = True,
+        group: str = "world",
+    ) -> Any:
+        """Give each rank its part of the data that rank `src` has; no other rank holds them all.
+
+        Args:
+            data: on rank `src` an array or a tuple of arrays, one row a sample, or a list of
+                samples, which are pickled; None on the others.
+            shuffle: distribute the samples in random order, by `seed`.
+            force_equal_length: give all ranks as many samples, so that they have as many batches:
+                where the number does not divide, some are on two ranks. False: once each.
+        Returns: the part, of the same kind as data.
+        Raises: CommunicatorError, on all ranks, where the data of `src` cannot be sent.
+
+        >>> import numpy as np, distnn.communicators as C
+        >>> def work():
+        ...     comm = C.MultiProcessDataParallelCommunicator()
+        ...     comm.init()
+        ...     return comm.scatter_data(np.arange(5) if comm.rank == 0 else None).tolist()
+        >>> C.run_threads(work, 2)
+        [[0, 1, 2], [2, 3, 4]]
+        """
+        return scatter_data(self, data, src, shuffle, seed, force_equal_length, group)
+
+    def all_reduce_scalars(
+        self,
+        values: Mapping[str, float],
+        weights: float | Mapping[str, float] = 1.0,
+        group: str = "world",
+    ) -> dict[str, float]:
+        """Weighted means over ranks of figures such as loss and accuracy, in one message.
+
+        mean = sum of weight value / sum of weight, in float64; the same numbers on all ranks.
+
+        Args:
+            values: name -> number; the same names on all ranks.
+            weights: of this rank: one number (its samples for example), or one by name. A value of
+                weight 0 does not count, even NaN.
+        Raises: CommunicatorError, on all ranks, where names differ, or where all weights are 0.
+
+        >>> import distnn.communicators as C
+        >>> def work():
+        ...     comm = C.MultiProcessDataParallelCommunicator()
+        ...     comm.init()
+        ...     return comm.all_reduce_scalars({"loss": 1.0 + comm.rank}, weights=3 - comm.rank * 2)
+        >>> C.run_threads(work, 2)
+        [{'loss': 1.25}, {'loss': 1.25}]
+        """
+        return all_reduce_scalars(self, values, weights, group)
 
     # -- NNabla's older interface -----------------------------------------------------------------
 

@@ -142,6 +142,9 @@ class MpiTransport:
                 _bytes(parts[to]), dest=to, recvbuf=_bytes(out[source]), source=source
             )
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        self._comm.Scatter(parts, out, root)
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
         self._comm.Allgather(np.array([len(data)], np.int64), lengths)

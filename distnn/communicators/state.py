@@ -30,11 +30,13 @@ class State:
     """The arrays of a training state by name, and the step counts of solvers."""
 
     def __init__(self, function: str, solvers: Any = None) -> None:
-        self.arrays: dict[str, NdArray] = {}
+        self.arrays: dict[str, NdArray] = {}  # by name, as errors say it
+        self.paths: list[str] = []  # the same arrays' names in files
         self.solvers = as_solvers(function, solvers)
         settings = []
         for name, parameter in get_parameters(current_world().parameters, grad_only=False).items():
             self.arrays[name] = parameter.data
+            self.paths.append(f"parameters/{name}")
             settings.append("" if parameter.need_grad else " (need_grad=False)")
         counts: list[int] = []
         self._states = [solver.get_states() for solver in self.solvers]
@@ -44,11 +46,13 @@ class State:
                 counts.append(state.t)
                 for name, variable in state.pstate.items():
                     self.arrays[f"state {name} of {key} in {where}"] = variable.data
+                    self.paths.append(f"solver{number}/{key}/{name}")
                     settings.append("")
         # Step counts, and what a solver computes with.
         self.counts = NdArray.from_numpy_array(np.array(counts, np.int64))
         if self.solvers:
             self.arrays["step counts of solvers"] = self.counts
+            self.paths.append("step counts")
             settings.append(f" of {[len(states) for states in self._states]} parameters")
         self.entries = [
             f"{name} {array.shape} {array.dtype}{setting}"

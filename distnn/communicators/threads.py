@@ -128,6 +128,10 @@ class ThreadsTransport:
             np.copyto(out[r], others[self.rank])
         self._meeting.meet()
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        out[...] = self._bring(parts)[root][self.rank]
+        self._meeting.meet()
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         found = self._bring(data)
         self._meeting.meet()

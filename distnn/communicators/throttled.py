@@ -84,6 +84,10 @@ class Throttled:
         self._wait(sum(part.nbytes for r, part in enumerate(parts) if r != self.rank))
         self._transport.all_to_all(parts, out)
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        self._wait((self.size - 1) * out.nbytes)
+        self._transport.scatter(parts, out, root)
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         self._wait((self.size - 1) * len(data))
         return self._transport.all_gather_bytes(data)

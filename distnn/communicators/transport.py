@@ -43,6 +43,9 @@ class Transport(Protocol):
     def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
         """out[r] = parts[rank] of rank r; sizes may differ between pairs of ranks."""
 
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        """out = parts[rank] of rank `root`; parts (size, *out.shape), None on other ranks."""
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of every rank."""
 
@@ -88,6 +91,10 @@ class SingleTransport:
 
     def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
         np.copyto(out[0], parts[0])
+
+    def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
+        assert parts is not None
+        out[...] = parts[0]
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
