@@ -3,8 +3,8 @@
 Prints one JSON line: median milliseconds per `all_reduce` of all gradients, by link and method.
 The ways alternate within each repetition, so that a busy machine disturbs all alike. Links are
 emulated (`C.Throttled`): seconds are added to what the transport takes, "none" adds nothing. Inside
-one machine compression is expected to lose: the conversions cost more than memory to copy. It is
-for links of about 10 Gbit/s and less. Two ranks are threads, or processes under distnn-launch:
+one machine compression is expected to lose: the conversions cost more than copying memory. It is
+for slow links between machines. Two ranks are threads, or processes under distnn-launch:
 
     python scripts/bench_compression.py
     distnn-launch -n 2 scripts/bench_compression.py

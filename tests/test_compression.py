@@ -59,6 +59,50 @@ def assert_equal_bits(comm, items):
         assert np.array_equal(other.data, mine)
 
 
+@everywhere
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint16, np.int64])
+def test_all_to_all_takes_each_part_to_its_rank_whatever_its_length(transport, dtype):
+    def part(source, to):
+        return (np.arange(3 * source + to) + 10 * source).astype(dtype)
+
+    def work():
+        comm = connected()
+        parts = [part(comm.rank, r) for r in range(comm.size)]
+        out = [np.zeros(3 * r + comm.rank, dtype) for r in range(comm.size)]
+        comm.barrier()
+        transport = C.Throttled(comm._groups["world"].transport, 1e12)
+        transport.all_to_all(parts, out)
+        for r, found in enumerate(out):
+            np.testing.assert_array_equal(found, part(r, comm.rank))
+
+    on_ranks(transport, work)
+
+
+@several
+def test_large_gradients_go_in_pieces(transport, monkeypatch):
+    monkeypatch.setattr("distnn.communicators.compression._PIECE", 50)
+
+    def work():
+        comm = connected()
+        compression = C.HalfCompression()
+        items = arrays(gradients(comm.rank))
+        run = [np.zeros(s) for s in SHAPES]
+        for _ in range(20):
+            for item, g in zip(items, gradients(comm.rank), strict=True):
+                item.data = g
+            comm.all_reduce(items, True, compression=compression)
+            for total, item in zip(run, items, strict=True):
+                total += item.data
+        sums, absolute = exact(comm.size)
+        for total, expected, bound in zip(run, sums, absolute, strict=True):
+            limit = 2.1 * PRECISION["float16"] * bound.max() + 1e-5
+            np.testing.assert_allclose(
+                total * comm.size / 20, expected, atol=limit / 20 * comm.size
+            )
+
+    on_ranks(transport, work)
+
+
 # -- half precision -------------------------------------------------------------------------------
 
 
@@ -536,8 +580,8 @@ def exchange_time(compression=None):
 def test_a_link_takes_the_time_of_its_bytes_and_compression_saves_it():
     link = (1e6, 0.0)  # 400 kB of float32 there and back take 0.4 s
 
-    def measure(*compression):
-        return C.run_threads(exchange_time, 2, *compression, link=link)[0]
+    def measure(*compression):  # the best of three: the machine may be busy
+        return min(C.run_threads(exchange_time, 2, *compression, link=link)[0] for _ in range(3))
 
     assert 0.4 <= measure() < 0.6
     assert 0.2 <= measure(C.HalfCompression) < 0.35
@@ -586,4 +630,7 @@ def test_the_benchmark_prints_one_line_of_json(tmp_path):
     assert found.returncode == 0, found.stderr
     (line,) = found.stdout.splitlines()
     times = json.loads(line)["milliseconds"]
-    assert times["100 Mbit/s"]["plain"] > times["100 Mbit/s"]["float16"]
+    assert set(times) >= {"none", "1 Gbit/s", "100 Mbit/s"}
+    # 512 x 513 float32 at 12.5 MB/s, and half of it
+    assert times["100 Mbit/s"]["plain"] >= 84
+    assert times["100 Mbit/s"]["float16"] >= 42

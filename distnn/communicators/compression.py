@@ -46,7 +46,10 @@ class Residuals:
 
 
 class Compression(Reducer):
-    """Base of compressions: keeps what was left out (error feedback) and the loss scale."""
+    """Base of compressions: keeps what was left out (error feedback) and the loss scale.
+
+    What is kept is of this process: a run that is resumed from files begins without it.
+    """
 
     def __init__(self) -> None:
         self.residuals = Residuals()
