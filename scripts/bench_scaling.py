@@ -93,9 +93,9 @@ def plot(rows: list[dict[str, Any]], available: int, title: str, path: str) -> N
     axes.plot(ranks, rates, "-", color="C0", label="measured")
     for p, rate in zip(ranks, rates, strict=True):
         face = "C0" if p <= available else "white"
-        axes.plot([p], [rate], "o", markerfacecolor=face, markeredgecolor="C0")
+        axes.plot([p], [rate], "o", mfc=face, mec="C0")
     if ranks[-1] > available:
-        axes.plot([], [], "o", markerfacecolor="white", label="more ranks than cores")
+        axes.plot([], [], "o", mfc="white", mec="C0", label="more ranks than cores")
     axes.set(
         xlabel="ranks", ylabel="examples per second", title=title, xticks=ranks, ylim=(0, None)
     )
