@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -69,13 +69,12 @@ def present_anywhere(transport: Transport, incomplete: bool, present: Sequence[b
 def _describe(item: NdArray) -> str:
     """Name, shape and dtype, as errors say it."""
     home = item._storage.home
-    name = f"{home.name} " if home is not None else ""
-    return f"{name}{item.shape} {_dtype_name(item.dtype)}"
+    return _description("" if home is None else f"{home.name} ", item.shape, item.dtype)
 
 
-@functools.cache
-def _dtype_name(dtype: np.dtype) -> str:
-    return str(dtype)  # NumPy takes microseconds for it
+@lru_cache(4096)  # every call of a collective describes its arrays, and dtypes are slow to print
+def _description(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{name}{shape} {dtype}"
 
 
 def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
