@@ -189,7 +189,7 @@ class Bench:
             ready.append(times)
 
         def communication() -> None:
-            callback.begin([g._storage for g in gradients])
+            callback.begin([g._storage for g in gradients], None)
             callback.finish()
             durations.append([t.end - t.begin for t in callback.report().buckets])
 
@@ -219,7 +219,7 @@ class Bench:
         gradients = parameters("accelerator", [(ARRAYS * SIZE // layers,)] * layers)
 
         def backward(callback: Any) -> None:
-            callback.begin([g._storage for g in gradients])
+            callback.begin([g._storage for g in gradients], None)
             for g in reversed(gradients):
                 time.sleep(seconds / layers)
                 g._storage.written()
@@ -254,7 +254,7 @@ class Bench:
 class Clock:
     """A callback that only notes when gradients are complete."""
 
-    def begin(self, coming: Any) -> None:
+    def begin(self, coming: Any, plan: Any) -> None:
         self.times: dict[int, float] = {}
         self._begin = time.perf_counter()
 
