@@ -8,6 +8,7 @@ import distnn.solvers as S
 
 from . import calling as _calling
 from . import operators as _operators
+from .communicators.data_parallel import data_parallel
 from .context import (
     Context,
     auto_forward,

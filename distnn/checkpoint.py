@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .checkpoint_file import pack, replace, unpack
-from .communicators.header import Schedule
+from .communicators.header import Agreement, Schedule
 from .communicators.state import State, checksum
 from .context import current_world
 from .data import DataIterator
@@ -80,7 +80,7 @@ def save(
     }
     digests = [checksum(array) for array in memory.values()]
 
-    def job(transport: Transport, _: bool) -> list[bytes] | None:
+    def job(transport: Transport, _: Agreement) -> list[bytes] | None:
         first = transport.all_gather_bytes(b"".join(digests))[0]
         size = len(digests[0]) if digests else 1
         differing = {

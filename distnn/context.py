@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from .errors import ArgumentError, ContextError
 
 if TYPE_CHECKING:
     from .backend import Backend
+    from .ndarray import Storage
 
 DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank
 
@@ -33,10 +34,13 @@ class World:
         self.slabs: dict[Any, Any] = {}
         self.context = Context()
         self.communicator: Any = None
+        self.backward_callbacks: list[Any] = []  # of every backward that is given none itself
         self.transport: Any = None  # of a rank that is a thread
         self._parameter_generator: np.random.RandomState | None = None
         self.seed = DEFAULT_SEED
         self.draws = 0
+        self.virtual_worker: int | None = None  # inside a loop over virtual workers
+        self.before_effect: Callable[[Storage], None] | None = None  # told of what will change
 
     @property
     def parameter_generator(self) -> np.random.RandomState:
@@ -51,7 +55,9 @@ class World:
 
     @property
     def worker(self) -> int:
-        """Who draws random numbers: the rank."""
+        """Who draws random numbers: the virtual worker, outside of a loop over them the rank."""
+        if self.virtual_worker is not None:
+            return self.virtual_worker
         return 0 if self.communicator is None else self.communicator.rank
 
     def next_draw(self) -> int:

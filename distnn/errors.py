@@ -68,5 +68,9 @@ class CommunicatorError(DistnnError, RuntimeError):
     """Ranks disagree, are late or gone, or the communicator was set up wrongly."""
 
 
+class DeadCommunicatorError(CommunicatorError):
+    """A collective will never end: the communicator is of no use any more."""
+
+
 class MissingExtraError(DistnnError, ImportError):
     """An optional package is missing; the message says which `pip install` brings it."""

@@ -29,8 +29,8 @@ Hooks = tuple[Hook | None, Hook | None]
 class ReadyCallback(Protocol):
     """What backward tells of gradients that are complete (a communicator's callback)."""
 
-    def begin(self, coming: Sequence[Storage]) -> None:
-        """A backward begins that will complete these storages."""
+    def begin(self, coming: Sequence[Storage], plan: Plan) -> None:
+        """A backward of this structure begins that will complete these storages."""
 
     def ready(self, storage: Storage) -> None:
         """This storage has got its last gradient of the running backward."""
@@ -178,7 +178,7 @@ class Execution:
         if callbacks:
             coming = [self.leaves[s].grad._storage for step in steps for s in step.ready]
             for callback in callbacks:
-                callback.begin(coming)
+                callback.begin(coming, plan)
         with np.errstate(all="ignore"):
             for step in steps:
                 node = self.nodes[step.node]

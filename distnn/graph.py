@@ -271,9 +271,12 @@ class Node:
                 self._draw = self._next_draw()
                 options = {**options, "random": self._draw}
             new = run_forward(setup, values, results, options)
+            watch = current_world().before_effect if new else None
             for name, update in zip(declaration.updates, new, strict=True):
                 target = inputs[declaration.inputs.index(name)]
                 if target is not None:
+                    if watch is not None:
+                        watch(target._storage)
                     np.copyto(target._view(target._storage.materialize()), update, "same_kind")
                     target._storage.written()
                     target._storage.effects += 1
@@ -295,10 +298,11 @@ class Node:
 
     def _next_draw(self) -> Draw:
         seed = getattr(self.setup.function, "seed", -1)
-        if seed >= 0:
-            return Draw(seed, 0, 0 if self._draw is None else self._draw.draw + 1)
         world = current_world()
-        return Draw(world.seed, world.worker, world.next_draw())
+        if seed >= 0 and world.virtual_worker is None:
+            return Draw(seed, 0, 0 if self._draw is None else self._draw.draw + 1)
+        # A count of its own would count the parts that this rank works on.
+        return Draw(seed if seed >= 0 else world.seed, world.worker, world.next_draw())
 
     def _execute_alias(self, source: NdArray | None) -> NdArray:
         """The output is a window onto the input's memory, unless the dtype has to change."""

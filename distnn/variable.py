@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .context import current_world
 from .errors import ArgumentError, DtypeError, GraphError, ShapeError
 from .execution import backward, forward
 from .graph import Hook, Node, Value, nodes_of, version
@@ -249,14 +250,15 @@ class Variable:
                 present `g`. It is not stored.
             clear_buffer: free results and gradients of intermediate values on the way.
             communicator_callbacks: one callback or several, told of each leaf gradient that is
-                complete: `comm.all_reduce_callback(...)`.
+                complete: `comm.all_reduce_callback(...)`. Default: none, or what
+                `nn.data_parallel` has set up.
             function_pre_hook, function_post_hook: called with each function before and after it.
 
         Raises: GraphError if no leaf needs a gradient; ClearedError if what a gradient reads was
             never computed or is freed.
         """
         if communicator_callbacks is None:
-            communicator_callbacks = []
+            communicator_callbacks = current_world().backward_callbacks
         elif not isinstance(communicator_callbacks, list | tuple):
             communicator_callbacks = [communicator_callbacks]
         hooks = (function_pre_hook, function_post_hook)

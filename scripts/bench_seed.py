@@ -110,7 +110,7 @@ class Torch:
         self.layers = list(dict.fromkeys(k.rsplit("/", 2)[0] for k in weights if "/conv/" in k))
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=1e-3)
 
-    def forward_backward(self) -> float:
+    def loss(self) -> Any:
         nn = self.torch.nn.functional
         w = self.weights
         h = self.x
@@ -121,7 +121,10 @@ class Torch:
         h = nn.avg_pool2d(h, 2).flatten(1)
         h = (h @ w["cnn/fc/affine/W"] + w["cnn/fc/affine/b"]).tanh()
         y = h @ w["cnn/classifier/affine/W"] + w["cnn/classifier/affine/b"]
-        loss = nn.cross_entropy(y, self.t)
+        return nn.cross_entropy(y, self.t)
+
+    def forward_backward(self) -> float:
+        loss = self.loss()
         self.optimizer.zero_grad()
         loss.backward()
         return float(loss.detach())

@@ -10,7 +10,13 @@ import distnn as nn
 import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
-from distnn.errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
+from distnn.errors import (
+    ArgumentError,
+    CommunicatorError,
+    DeadCommunicatorError,
+    DtypeError,
+    ShapeError,
+)
 
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
 several = pytest.mark.parametrize("transport", TRANSPORTS[1:])
@@ -277,6 +283,29 @@ def raised_on_all_ranks(transport, function, match, kind=CommunicatorError):
 
 
 @several
+@pytest.mark.parametrize("same_graph", [False, True])
+def test_different_graphs_raise_on_all_ranks_only_where_that_is_asked_for(transport, same_graph):
+    def work():
+        comm = connected()
+        x = nn.Variable.from_numpy_array(np.ones((2, 3)))
+        h = PF.affine(x, 3)
+        activate = F.tanh if comm.rank == 0 else F.relu
+        loss = F.mean(activate(h))
+        callback = comm.all_reduce_callback(
+            [p.grad for p in nn.get_parameters().values()], same_graph=same_graph
+        )
+        for _ in range(2):
+            loss.forward()
+            if not same_graph:
+                loss.backward(communicator_callbacks=callback)
+                continue
+            with pytest.raises(CommunicatorError, match=r"function 1: .*tanh.* on rank 0;.*relu"):
+                loss.backward(communicator_callbacks=callback)
+
+    on_ranks(transport, work)
+
+
+@several
 def test_lists_of_different_lengths_raise_on_all_ranks_and_name_the_array(transport):
     def work():
         comm = connected()
@@ -392,6 +421,18 @@ def test_a_communicator_wants_init_first():
         _ = C.MultiProcessDataParallelCommunicator().size
 
 
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_nothing_can_be_exchanged_after_the_end(end):
+    comm = connected()
+    if end == "close":
+        comm.close()
+    else:
+        with pytest.raises(SystemExit):
+            comm.abort(3)
+    with pytest.raises(DeadCommunicatorError, match=rf"\[all_reduce no. 1\].*{end}\("):
+        comm.all_reduce(array(1))
+
+
 def test_a_late_rank_is_named_within_the_deadline():
     import time
 
@@ -401,7 +442,9 @@ def test_a_late_rank_is_named_within_the_deadline():
             time.sleep(2)
             return
         begin = time.monotonic()
-        with pytest.raises(CommunicatorError, match=r"within 0.5 seconds; late: rank 2"):
+        with pytest.raises(
+            CommunicatorError, match=r"rank 2 is late|waited 0.5 seconds.*for rank 2"
+        ):
             comm.all_reduce(array(comm.rank))
         assert time.monotonic() - begin < 1.5
         with pytest.raises(CommunicatorError, match="communicator is dead"):

@@ -39,6 +39,8 @@ def train(steps, type_config, solver, exchange, dynamic=False):
         callback = None
         if exchange == "callback":
             callback = comm.all_reduce_callback(grads, 500, division=True)
+        elif exchange == "data_parallel":
+            assert nn.data_parallel(optimizer, 500) is comm
         for step in range(steps):
             x.d, t.d = images[step, mine], labels[step, mine]
             if dynamic:
@@ -48,7 +50,7 @@ def train(steps, type_config, solver, exchange, dynamic=False):
                 loss.forward(clear_no_need_grad=True)
             optimizer.zero_grad()
             loss.backward(clear_buffer=True, communicator_callbacks=callback)
-            if callback is None:
+            if exchange == "all_reduce":
                 comm.all_reduce(grads, division=True)
             if first is None:
                 first = [g.get_data("r").copy() for g in grads]
@@ -60,7 +62,7 @@ def train(steps, type_config, solver, exchange, dynamic=False):
 
 
 several = pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI])
-exchanges = pytest.mark.parametrize("exchange", ["callback", "all_reduce"])
+exchanges = pytest.mark.parametrize("exchange", ["callback", "all_reduce", "data_parallel"])
 
 
 def compared(transport, alone, steps, type_config, solver, exchange, check):
@@ -134,3 +136,34 @@ def test_all_ranks_hold_the_same_bits_after_training(transport):
         assert comm_losses[-1] < comm_losses[0] * 2
 
     on_ranks(transport, work)
+
+
+def test_data_parallel_takes_part_in_backward_of_two_solvers_that_change():
+    def work():
+        comm = None
+        rng = np.random.RandomState(5)
+        with nn.auto_forward():
+            solvers = [S.Sgd(0.1), S.Sgd(0.1)]
+            for i, solver in enumerate(solvers):
+                with nn.parameter_scope(f"net{i}"):
+                    PF.affine(nn.Variable((2, 3)), 2)
+                    solver.set_parameters(nn.get_parameters())
+                comm = nn.data_parallel(solver)
+            for step in range(3):
+                with nn.parameter_scope("net0"):
+                    # A layer more from the second step on.
+                    x = nn.Variable.from_numpy_array(rng.randn(2, 2, 3)[comm.rank])
+                    h = PF.affine(x, 2)
+                    if step > 0:
+                        h = PF.affine(h, 2, name="late")
+                    solvers[0].set_parameters(nn.get_parameters(), reset=False, retain_state=True)
+                solvers[0].zero_grad()
+                F.mean(h * h).backward()
+                solvers[0].update()
+        return {k: p.d.copy() for k, p in nn.get_parameters().items()}
+
+    first, second = C.run_threads(work, 2)
+    assert first.keys() == second.keys()
+    assert "net0/late/affine/W" in first
+    for k, p in first.items():
+        np.testing.assert_array_equal(p, second[k])

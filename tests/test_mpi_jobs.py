@@ -30,6 +30,29 @@ ONE_FAILS = """
     comm.barrier()
 """
 
+MISSING = """
+    import os, signal, sys, time
+    import numpy as np
+    import distnn as nn
+    import distnn.communicators as C
+
+    comm = C.MultiProcessDataParallelCommunicator(timeout={timeout})
+    comm.init()
+    array = nn.NdArray.from_numpy_array(np.ones(3, np.float32))
+    comm.all_reduce(array)
+
+    def read_data_for_long():
+        time.sleep(60)
+
+    if comm.rank == 1:
+        {missing}
+    try:
+        comm.bcast(array, 0)
+    except Exception as error:
+        print(f"rank {{comm.rank}} got {{type(error).__name__}}: {{error}}", flush=True)
+        {then}
+"""
+
 CONNECTS = """
     import sys
     {before}
@@ -57,19 +80,59 @@ def run(tmp_path: Path, text: str, command: list[str], changes: dict | None = No
     return finished, mark
 
 
-@needs_mpi
-@pytest.mark.parametrize("failure", ["fail()", "threading.Thread(target=fail).start()"])
-def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
+def job(tmp_path: Path, text: str, ranks: int = 2):
+    """Run `text` on ranks under plain mpirun; returns how it ended, its mark and its seconds."""
     from distnn.launcher.mpi import find_mpirun, mpi_of_mpi4py
 
     mpirun = find_mpirun(mpi_of_mpi4py())
-    options = ["-n", "2", "--allow-run-as-root", "--map-by", "slot:OVERSUBSCRIBE"]
+    options = ["-n", str(ranks), "--allow-run-as-root", "--map-by", "slot:OVERSUBSCRIBE"]
     begin = time.monotonic()
-    finished, mark = run(tmp_path, ONE_FAILS.format(failure=failure), [mpirun, *options])
-    assert time.monotonic() - begin < 30  # start of two Pythons and of MPI included
+    finished, mark = run(tmp_path, text, [mpirun, *options])
+    return finished, mark, time.monotonic() - begin
+
+
+@needs_mpi
+@pytest.mark.parametrize("failure", ["fail()", "threading.Thread(target=fail).start()"])
+def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
+    finished, mark, seconds = job(tmp_path, ONE_FAILS.format(failure=failure))
+    assert seconds < 30  # start of two Pythons and of MPI included
     assert finished.returncode != 0
     assert "RuntimeError: the data of this rank are gone" in finished.stderr
     assert "rank 1" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+@pytest.mark.parametrize("then", ["raise", "pass"])
+def test_a_late_rank_is_named_prints_its_stack_and_is_ended(then, tmp_path):
+    text = MISSING.format(timeout=2, missing="read_data_for_long()", then=then)
+    finished, mark, seconds = job(tmp_path, text, ranks=3)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "[bcast from rank 0 no. 2] did not end within 2 seconds" in finished.stdout
+    assert "rank 1 is late: it left all_reduce no. 1" in finished.stdout
+    assert "in read_data_for_long" in finished.stderr
+    assert not survivors(mark)
+
+
+@needs_mpi
+def test_a_frozen_rank_is_named_and_ended(tmp_path):
+    text = MISSING.format(timeout=1, missing="os.kill(os.getpid(), signal.SIGSTOP)", then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "rank 1 is late: it does not answer" in finished.stdout
+    assert not survivors(mark)
+
+
+@needs_mpi
+@pytest.mark.parametrize("missing", ["sys.exit(3)", "sys.exit(0)"])
+def test_a_rank_that_leaves_early_is_noticed_before_the_deadline(missing, tmp_path):
+    text = MISSING.format(timeout=300, missing=missing, then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert "waits for ranks that have left the job (rank 1" in finished.stdout
     assert not survivors(mark)
 
 
@@ -88,3 +151,67 @@ def test_ranks_without_mpi4py_are_an_error_that_says_what_to_install(tmp_path):
     assert finished.returncode == 1
     assert "4 ranks were started (OMPI_COMM_WORLD_SIZE=4) but mpi4py is not" in finished.stderr
     assert "pip install distnn[mpi]" in finished.stderr
+
+
+@needs_mpi
+def test_an_mpi_without_threads_is_refused(tmp_path):
+    before = "import mpi4py; mpi4py.rc.threads = False; import mpi4py.MPI"
+    finished, _ = run(tmp_path, CONNECTS.format(before=before), [])
+    assert finished.returncode == 1
+    assert "MPI was started without thread support" in finished.stderr
+    assert "thread_level = 'multiple'" in finished.stderr
+
+
+@needs_mpi
+def test_abort_ends_all_ranks_with_its_status(tmp_path):
+    text = MISSING.format(timeout=300, missing="comm.abort(7)", then="raise")
+    finished, mark, seconds = job(tmp_path, text)
+    assert seconds < 30
+    assert finished.returncode == 7
+    assert not survivors(mark)
+
+
+HARNESS = """
+    import numpy as np
+    import pytest
+    from ranks import connected
+
+    import distnn as nn
+
+    pytestmark = pytest.mark.mpi(min_size=2)
+
+
+    def test_fails_on_one_rank():
+        comm = connected()
+        assert comm.rank != 1
+        comm.barrier()
+
+
+    def test_skips():
+        connected()
+        pytest.skip("to see that ranks agree on it")
+
+
+    def test_passes_afterwards():
+        comm = connected()
+        array = nn.NdArray.from_numpy_array(np.ones(2))
+        comm.all_reduce(array)
+        assert array.data[0] == comm.size
+"""
+
+
+@needs_mpi
+def test_a_test_that_fails_on_one_rank_fails_on_all_and_the_run_goes_on(tmp_path):
+    pytest.importorskip("pytest_mpi", reason="MPI tests need distnn[test]")
+    here = Path(__file__).resolve().parent
+    for name in ("conftest.py", "ranks.py"):
+        (tmp_path / name).write_text((here / name).read_text())
+    (tmp_path / "test_harness.py").write_text(textwrap.dedent(HARNESS))
+    pytest_run = "import pytest; raise SystemExit(pytest.main(['-q', '--color=no', '--with-mpi']))"
+    finished, mark, seconds = job(tmp_path, pytest_run, ranks=3)
+    assert seconds < 40
+    assert finished.returncode != 0
+    assert "1 failed, 1 passed, 1 skipped" in finished.stdout
+    assert "assert comm.rank != 1" in finished.stdout
+    assert "waits for ranks that have left the job (rank 1" in finished.stdout
+    assert not survivors(mark)

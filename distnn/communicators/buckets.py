@@ -8,18 +8,30 @@ opens the step, and tells for each gradient whether any rank will have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-import numpy as np
-
+from ..errors import CommunicatorError
 from ..ndarray import NdArray, Storage
-from .exchange import Arrays, present_anywhere, ranges, reduce_ranges
+from .exchange import Arrays, Reducer, present_anywhere, ranges, reduce_ranges
 from .fifo import Ticket
-from .header import Schedule
+from .header import Agreement, Schedule
+from .report import BucketTimes, OverlapReport
 from .transport import Transport
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 # The first bucket is small, so that communication begins early.
 _FIRST_SHARE = 8
+
+
+class _Opened(NamedTuple):
+    """What the header of a step told."""
+
+    written: set[int]  # storages that some rank has
+    scale: float  # what sums are multiplied by
 
 
 class AllReduceCallback:
@@ -29,17 +41,24 @@ class AllReduceCallback:
         self,
         arrays: Arrays,
         pack_size: int,
-        scale: float,
+        scale: Callable[[int], float],
         start: Callable[..., Ticket],
         wait: Callable[[Ticket], Any],
+        enabled: Callable[[], bool],
+        reducer: Reducer | None = None,
+        same_graph: bool = False,
     ) -> None:
         self._arrays = arrays
+        self._same_graph = same_graph
+        self._structures: WeakKeyDictionary[Plan, Schedule] = WeakKeyDictionary()
+        self._comparison: Ticket | None = None
+        self._reducer = reducer
         self._scale = scale
         self._start = start
         self._wait = wait
-        self._schedule = Schedule(
-            "all_reduce_callback", [*arrays.entries, f"pack_size {pack_size}"]
-        )
+        self._enabled = enabled
+        settings = [f"pack_size {pack_size}", *([reducer.describe()] if reducer else [])]
+        self.schedule = Schedule("all_reduce_callback", [*arrays.entries, *settings])
         self.buckets = cut(arrays.items, pack_size)
         # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
         # backward of another (synchronized batch normalization) before the bucket, or after it.
@@ -49,73 +68,149 @@ class AllReduceCallback:
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
         }
-        self._opening: Ticket | None = None
+        self._opening: Ticket | None = None  # None: this backward reduces nothing
         self._tickets: list[Ticket] = []
-        self._next = 0  # the bucket to be started next
+        self._ready: list[float] = []  # when each bucket was complete
         self._missing: list[set[int]] = []  # storages that each bucket still waits for
-        self._written: set[int] | None = None  # storages that some rank has
+        self._began = 0.0
+        self._report: OverlapReport | None = None
 
-    def begin(self, coming: Sequence[Storage]) -> None:
+    def begin(self, coming: Sequence[Storage], plan: Plan) -> None:
         """Backward begins; `coming` are the gradients that it will complete."""
+        self._opening = None
+        if self._enabled():
+            if self._same_graph:
+                self._comparison = self._start(
+                    self._structure(plan), lambda transport, agreed: None
+                )
+            present, job = self._prepare(coming)
+            self._opening = self._start(self.schedule, job, not all(present))
+
+    def _structure(self, plan: Plan) -> Schedule:
+        """The functions of the graph, for comparison between ranks."""
+        schedule = self._structures.get(plan)
+        if schedule is None:
+            lines = [line.strip() for line in str(plan).splitlines()]
+            schedule = self._structures[plan] = Schedule("graph of backward", lines, "function")
+        return schedule
+
+    def take_part(self, agreement: Agreement) -> None:
+        """Exchange without a backward of one's own: this rank adds zeros to the others' sums."""
+        for item in self._arrays.items:
+            item.zero()
+        _, job = self._prepare([])
+        self._opening = self._start(None, lambda transport, _: job(transport, agreement))
+        self.finish()
+
+    def _prepare(
+        self, coming: Sequence[Storage]
+    ) -> tuple[list[bool], Callable[[Transport, Agreement], _Opened]]:
+        """Which gradients will be here, and the job that learns which are anywhere."""
+        self._began = perf_counter()
         will = {id(storage) for storage in coming}
         # Gradients of an earlier backward that were not reduced yet count as well.
         present = [
             id(item._storage) in will or not item._storage.zeroing for item in self._arrays.items
         ]
-
-        def open_step(transport: Transport, incomplete: bool) -> list[bool]:
-            return present_anywhere(transport, incomplete, present)
-
-        self._opening = self._start(self._schedule, open_step, not all(present))
         self._tickets = []
-        self._next = 0
-        self._written = None
+        self._ready = []
         self._missing = [
             {id(item._storage) for item in bucket if id(item._storage) in will}
             for bucket in self.buckets
         ]
 
+        def job(transport: Transport, agreed: Agreement) -> _Opened:
+            flags = present_anywhere(transport, agreed.incomplete, present)
+            written = {
+                id(item._storage)
+                for item, flag in zip(self._arrays.items, flags, strict=True)
+                if flag
+            }
+            return _Opened(written, self._scale(agreed.active))
+
+        return present, job
+
     def ready(self, storage: Storage) -> None:
         """This gradient is complete."""
         k = self._bucket_of.get(id(storage))
-        if k is None:
+        if k is None or self._opening is None:
             return
         self._missing[k].discard(id(storage))
-        if k == self._next:
+        if k == len(self._tickets):
             self._start_complete_buckets()
 
     def finish(self) -> None:
         """Backward is over: start what is left and wait for all sums."""
+        opening = self._opening
+        if opening is None:
+            return
+        computed = perf_counter()
         for missing in self._missing:
             missing.clear()
         self._start_complete_buckets()
+        if self._comparison is not None:
+            comparison, self._comparison = self._comparison, None
+            self._wait(comparison)
+        written = self._wait(opening).written
         for ticket in self._tickets:
             self._wait(ticket)
-        assert self._written is not None
         for item in self._arrays.items:
-            if id(item._storage) in self._written:
+            if id(item._storage) in written:
                 item._storage.written()
-        self._tickets = []
+        self._note(opening, computed, perf_counter())
+        self._opening = None
+
+    def report(self) -> OverlapReport:
+        """What the exchange of the last backward cost on this rank, and how much was hidden.
+
+        Raises: CommunicatorError before the first backward that reduced something.
+        """
+        if self._report is None:
+            raise CommunicatorError(
+                "[report] nothing was reduced yet; call it after "
+                "backward(communicator_callbacks=callback)"
+            )
+        return self._report
 
     def _start_complete_buckets(self) -> None:
-        while self._next < len(self.buckets) and not self._missing[self._next]:
-            if self._written is None:
-                assert self._opening is not None
-                flags = self._wait(self._opening)
-                self._written = {
-                    id(item._storage)
-                    for item, flag in zip(self._arrays.items, flags, strict=True)
-                    if flag
-                }
-            bucket = [i for i in self.buckets[self._next] if id(i._storage) in self._written]
-            schedule = self._bucket_schedules[self._next]
-            self._next += 1
-            if bucket:
-                self._tickets.append(self._start(schedule, self._reduction(ranges(bucket))))
+        opening = self._opening
+        assert opening is not None
+        while (k := len(self._tickets)) < len(self.buckets) and not self._missing[k]:
+            self._ready.append(perf_counter())
+            reduction = self._reduction(self.buckets[k], opening)
+            self._tickets.append(self._start(self._bucket_schedules[k], reduction))
 
-    def _reduction(self, memory: list[np.ndarray]) -> Callable[[Transport, bool], None]:
-        scale = self._scale
-        return lambda transport, _: reduce_ranges(memory, transport, scale)
+    def _reduction(
+        self, bucket: list[NdArray], opening: Ticket
+    ) -> Callable[[Transport, Agreement], bool]:
+        """The job of a bucket: on the communication thread, after the header's; False if empty."""
+
+        def job(transport: Transport, _: Agreement) -> bool:
+            # Where the header has failed the queue does not come here.
+            written, scale = opening.result()
+            items = [item for item in bucket if id(item._storage) in written]
+            if self._reducer is not None and items:
+                self._reducer.reduce(items, transport, scale)
+            else:
+                reduce_ranges(ranges(items), transport, scale)
+            return bool(items)
+
+        return job
+
+    def _note(self, opening: Ticket, computed: float, end: float) -> None:
+        """Keep the times of this backward."""
+        began = self._began
+        jobs = [opening, *self._tickets]
+        self._report = OverlapReport(
+            backward=end - began,
+            communication=sum(job.ended - job.began for job in jobs),
+            exposed=end - computed,
+            buckets=tuple(
+                BucketTimes(ready - began, ticket.began - began, ticket.ended - began)
+                for ready, ticket in zip(self._ready, self._tickets, strict=True)
+                if ticket.wait(0)
+            ),
+        )
 
 
 def cut(items: Sequence[NdArray], pack_size: int) -> list[list[NdArray]]:

@@ -8,39 +8,34 @@ from __future__ import annotations
 
 import os
 import sys
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..context import Context, current_world
+from ..context import Context
 from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
 from ..ndarray import NdArray
 from .buckets import AllReduceCallback
-from .exchange import Arrays, present_anywhere, reduce_arrays
-from .fifo import Fifo, Ticket
-from .header import Schedule, exchange
+from .channel import Channel, connect
+from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exactly
+from .header import Agreement, Schedule
+from .join import join
 from .scalars import all_reduce_scalars
 from .scatter import scatter_data
 from .state import bcast_parameters, check_consistency
+from .throttled import with_link_of_environment
 from .transport import SingleTransport, Transport
+from .virtual_workers import Parameters, virtual_workers
+from .waiting import TIMEOUT_VARIABLE
 
-_TIMEOUT_VARIABLE = "DISTNN_TIMEOUT"
+Batch = TypeVar("Batch")
+
 _DEFAULT_TIMEOUT = 300.0  # seconds
 
 
-class _Group:
-    """Some ranks that have collectives of their own."""
-
-    def __init__(self, name: str, ranks: list[int], transport: Transport | None) -> None:
-        self.name = name
-        self.ranks = ranks
-        self.transport = transport
-        self.sequence = 0
-
-
-class MultiProcessDataParallelCommunicator:
+class MultiProcessDataParallelCommunicator(Channel):
     """Ranks that train one network on different data.
 
     Started by mpirun or `distnn-launch` each process is a rank; inside `run_threads` each thread is
@@ -60,86 +55,22 @@ class MultiProcessDataParallelCommunicator:
     def __init__(self, context: Context | None = None, timeout: float | None = None) -> None:
         self.context = context
         if timeout is None:
-            timeout = float(os.environ.get(_TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
+            timeout = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
         if not timeout > 0:
             raise ArgumentError(
                 f"[MultiProcessDataParallelCommunicator] timeout is {timeout}; pass seconds > 0"
             )
-        self.timeout = timeout
-        self._groups: dict[str, _Group] = {}
-        self._fifo: Fifo | None = None
+        super().__init__(timeout)
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
+        self._accumulating = False  # inside no_sync
+        self._divide_by_active = False  # inside join
         self._consistency_calls = 0
 
     def init(self) -> None:
         """Connect the ranks; before anything else, on all of them."""
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
-        world = current_world()
-        transport = _connect()
-        self._groups["world"] = _Group("world", list(range(transport.size)), transport)
-        self._fifo = Fifo(f"distnn communication {transport.rank}")
-        world.communicator = self
-
-    def close(self) -> None:
-        """Let the communication thread end."""
-        if self._fifo is not None:
-            self._fifo.close()
-
-    # -- who is there -----------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
-
-    @property
-    def rank(self) -> int:
-        """Number of this rank, 0 to size - 1."""
-        return self._transport("rank").rank
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self._transport("size").size
-
-    @property
-    def local_rank(self) -> int:
-        """Number of this rank among those of its machine."""
-        return self._transport("local_rank").local_rank
-
-    def new_group(self, name_ranks_pair: tuple[str, Sequence[int]]) -> str:
-        """Make a group of ranks that can be named in collectives; all ranks call it.
-
-        Args:
-            name_ranks_pair: (name, ranks).
-        Returns: the name.
-        """
-        name, ranks = name_ranks_pair
-        numbers = [int(r) for r in ranks]
-        if name in self._groups:
-            raise ArgumentError(f"[new_group] {name!r} exists, with ranks {self.find_group(name)}")
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise ArgumentError(
-                f"[new_group] ranks {numbers} of {name!r} must be one or more, once"
-            )
-        if min(numbers) < 0 or max(numbers) >= self.size:
-            raise ArgumentError(
-                f"[new_group] ranks {numbers} of {name!r}: this job has ranks 0 to {self.size - 1}"
-            )
-        transport = self._run(
-            Schedule("new_group", [f"{name} {numbers}"]),
-            lambda transport, _: transport.subset(numbers),
-        )
-        self._groups[name] = _Group(name, numbers, transport)
-        return name
-
-    def list_groups(self) -> list[str]:
-        """Names of all groups."""
-        return list(self._groups)
-
-    def find_group(self, group: str) -> list[int]:
-        """Ranks of a group; empty if there is none of that name."""
-        return list(self._groups[group].ranks) if group in self._groups else []
+        self._open(with_link_of_environment(connect()))
 
     # -- collectives ------------------------------------------------------------------------------
 
@@ -149,7 +80,10 @@ class MultiProcessDataParallelCommunicator:
 
     def abort(self, status: int = 1) -> None:
         """End all ranks at once, with this exit status."""
-        self._transport("abort").abort(status)
+        transport = self._transport("abort")
+        assert self._fifo is not None
+        self._fifo.dead = f"abort({status}) was called"
+        transport.abort(status)
 
     def all_reduce(
         self,
@@ -157,6 +91,9 @@ class MultiProcessDataParallelCommunicator:
         division: bool = False,
         inplace: bool = False,
         group: str = "world",
+        compression: Reducer | None = None,
+        algorithm: Reducer | None = None,
+        reproducible: bool = False,
     ) -> None:
         """Sum arrays over ranks, in place, on all ranks.
 
@@ -169,19 +106,79 @@ class MultiProcessDataParallelCommunicator:
             inplace: kept for NNabla's scripts; neighbouring arrays are always reduced where they
                 are, and small ones packed.
             group: name of a group of ranks.
+            compression: send less: `C.HalfCompression()` or `C.PowerSGD()`; one object for all
+                steps.
+            algorithm: sum in another way: `C.TorusAllReduce` or `C.HierarchicalAllReduce`.
+            reproducible: add floats exactly, so that the bits depend on the values alone, not on
+                the order or algorithm of the additions (`virtual_workers` makes training so).
         Raises: CommunicatorError, on all ranks, where the lists differ between ranks.
         """
         arrays = self._arrays("all_reduce", data, division)
-        schedule = Schedule("all_reduce", arrays.entries)
+        reducer = self._reducer("all_reduce", compression, algorithm, group)
+        if reproducible and reducer is not None:
+            raise ArgumentError(
+                f"[all_reduce] reproducible=True and {reducer.describe()} exclude each other; "
+                "pass one of them"
+            )
+        settings = [reducer.describe()] if reducer else []
+        name = "all_reduce, reproducible" if reproducible else "all_reduce"
+        schedule = Schedule(name, [*arrays.entries, *settings])
         size = len(self._group("all_reduce", group).ranks)
 
         present = arrays.present()
 
-        def job(transport: Transport, incomplete: bool) -> None:
-            anywhere = present_anywhere(transport, incomplete, present)
-            reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1)
+        def job(transport: Transport, agreed: Agreement) -> None:
+            anywhere = present_anywhere(transport, agreed.incomplete, present)
+            if reproducible:
+                sum_exactly(arrays, anywhere, transport, division)
+            else:
+                reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
 
-        self._run(schedule, job, group, not all(present))
+        nbytes = sys.maxsize
+        if reducer is None and not reproducible:
+            nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
+        self._run(schedule, job, group, not all(present), nbytes)
+
+    def virtual_workers(
+        self, workers: int, batch: Any, parameters: Parameters = None, division: bool = True
+    ) -> Iterator[Any]:
+        """Loop over this rank's parts of a step whose bits do not depend on the number of ranks.
+
+        The batch is cut into `workers` equal parts; rank r of n has the r-th n-th of them. The
+        loop's body does forward and backward on one part. When the loop ends each gradient is the
+        mean over all parts of all ranks, by an exact sum, and so are the new values of whatever
+        functions update (running statistics). Every part begins with the state of before the
+        step and draws its own random numbers. Gradients that no part wrote stay flagged as zero.
+
+        Leaving the loop early (break, an exception) undoes it: gradients are flagged as zero,
+        statistics and random numbers are as before. All ranks must leave it then.
+
+        Args:
+            workers: number of virtual workers, a multiple of the number of ranks. It is part of
+                what is computed, as the batch size is: keep it when the number of ranks changes.
+            batch: the global batch, the same on all ranks: an array, or a tuple or list of arrays
+                of equal length, a multiple of `workers`.
+            parameters: whose gradients to average: Variables, or a dict of them; None is all
+                trainable parameters, also those that the loop's body creates.
+            division: False sums gradients instead of averaging them.
+        Yields: the part: a tuple of arrays, or an array if `batch` is one.
+        Raises: GraphError if gradients hold values before the loop: parts are not added to them.
+
+        >>> import numpy as np, distnn as nn, distnn.functions as F, distnn.solvers as S
+        >>> import distnn.parametric_functions as PF, distnn.communicators as C
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> x = nn.Variable((2, 3))
+        >>> loss = F.mean(PF.affine(x, 1, name="virtual_workers_example") ** 2)
+        >>> solver = S.Sgd(0.1)
+        >>> solver.set_parameters(nn.get_parameters())
+        >>> solver.zero_grad()
+        >>> for x.d in comm.virtual_workers(4, np.ones((8, 3), np.float32)):
+        ...     loss.forward(clear_no_need_grad=True)
+        ...     loss.backward(clear_buffer=True)
+        >>> solver.update()
+        """
+        return virtual_workers(self, workers, batch, parameters, division)
 
     def all_reduce_callback(
         self,
@@ -191,6 +188,9 @@ class MultiProcessDataParallelCommunicator:
         group: str = "world",
         scale_grad: float = 1,
         keep_dtype: bool = False,
+        compression: Reducer | None = None,
+        algorithm: Reducer | None = None,
+        same_graph: bool = False,
     ) -> AllReduceCallback:
         """A callback for `backward(communicator_callbacks=...)` that sums gradients meanwhile.
 
@@ -204,6 +204,9 @@ class MultiProcessDataParallelCommunicator:
             group: name of a group of ranks.
             scale_grad: multiply the sums by this.
             keep_dtype: kept for NNabla's scripts; the dtype is always kept.
+            compression, algorithm: as in `all_reduce`.
+            same_graph: in each backward also compare the graphs of the ranks function by function.
+                Without it they may differ, as with stochastic depth.
         """
         if pack_size < 1:
             raise ArgumentError(
@@ -211,8 +214,78 @@ class MultiProcessDataParallelCommunicator:
             )
         arrays = self._arrays("all_reduce_callback", data, division)
         size = len(self._group("all_reduce_callback", group).ranks)
-        scale = scale_grad / size if division else scale_grad
-        return AllReduceCallback(arrays, pack_size, scale, self._starter(group), self._wait)
+
+        def scale(active: int) -> float:
+            ranks = active if self._divide_by_active else size
+            return scale_grad / ranks if division else scale_grad
+
+        return AllReduceCallback(
+            arrays,
+            pack_size,
+            scale,
+            self._starter(group),
+            self._wait,
+            lambda: not self._accumulating,
+            self._reducer("all_reduce_callback", compression, algorithm, group),
+            same_graph,
+        )
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, backward leaves gradients on their rank although it is given a callback.
+
+        The next backward outside reduces what has been accumulated, once. `all_reduce` and the
+        other collectives are not affected.
+
+        >>> import distnn as nn, distnn.communicators as C
+        >>> import distnn.functions as F, distnn.parametric_functions as PF
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> x = nn.Variable((1, 2))
+        >>> loss = F.sum(PF.affine(x, 1))
+        >>> gradients = [p.grad for p in nn.get_parameters().values()]
+        >>> callback = comm.all_reduce_callback(gradients)
+        >>> x.d = 1
+        >>> loss.forward()
+        >>> with comm.no_sync():
+        ...     loss.backward(communicator_callbacks=callback)
+        >>> loss.backward(communicator_callbacks=callback)  # reduces the sum of both
+        >>> gradients[0].data.ravel()
+        array([2., 2.], dtype=float32)
+        """
+        before, self._accumulating = self._accumulating, True
+        try:
+            yield
+        finally:
+            self._accumulating = before
+
+    def join(
+        self,
+        batches: Iterable[Batch],
+        updates: Mapping[AllReduceCallback, Callable[[], Any]],
+        divide_by: str = "active",
+    ) -> Iterator[Batch]:
+        """The batches of this rank, where ranks may have different numbers of them.
+
+        A rank that has no more adds zeros to the others' sums, and updates its parameters as they
+        do, until all are done: parameters and solver states stay equal on all ranks. All ranks
+        begin and end the loop together; inside it, the callbacks do all the exchange.
+
+        Args:
+            batches: of this rank; gradients that it accumulated in `no_sync` at their end are lost.
+            updates: for each callback used in the loop, over all ranks, what follows its backward:
+                `{callback: solver.update}`, or a function that also decays weights and so on.
+            divide_by: what `division=True` divides by: ranks that still have data ("active"), or
+                all ("initial", as if those without data had gradient 0).
+        Raises: CommunicatorError, on all ranks, where ranks with data exchange anything else.
+
+        >>> import distnn.communicators as C
+        >>> comm = C.MultiProcessDataParallelCommunicator()
+        >>> comm.init()
+        >>> list(comm.join([10, 20], {}))
+        [10, 20]
+        """
+        return join(self, batches, updates, divide_by)
 
     def reduce(
         self,
@@ -226,7 +299,7 @@ class MultiProcessDataParallelCommunicator:
         arrays = self._arrays("reduce", data, division)
         root, size = self._root("reduce", "dst", dst, group)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             for array in arrays.memory():
                 work = array if transport.rank == root else array.copy()
                 transport.reduce(work, root)
@@ -248,7 +321,7 @@ class MultiProcessDataParallelCommunicator:
         arrays = self._arrays("bcast", data, False)
         root, _ = self._root("bcast", "src", src, group)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             for array in arrays.memory():
                 transport.broadcast(array, root)
             arrays.mark_written()
@@ -264,7 +337,7 @@ class MultiProcessDataParallelCommunicator:
         size = len(self._group("all_gather", group).ranks)
         self._check_list("all_gather", source, targets, size)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             (array,) = source.memory()
             out = np.empty((size, *array.shape), array.dtype)
             transport.all_gather(array, out)
@@ -287,7 +360,7 @@ class MultiProcessDataParallelCommunicator:
         size = len(self._group("reduce_scatter", group).ranks)
         self._check_list("reduce_scatter", target, sources, size)
 
-        def job(transport: Transport, _: bool) -> None:
+        def job(transport: Transport, _: Agreement) -> None:
             parts = np.stack(sources.memory())
             (out,) = target.memory()
             total = np.empty(out.shape, parts.dtype)
@@ -420,38 +493,25 @@ class MultiProcessDataParallelCommunicator:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _transport(self, what: str) -> Transport:
-        if not self._groups:
-            raise CommunicatorError(
-                f"[{what}] the communicator is not connected; call init() first"
-            )
-        transport = self._groups["world"].transport
-        assert transport is not None
-        return transport
-
-    def _group(self, operation: str, name: str) -> _Group:
-        self._transport(operation)
-        group = self._groups.get(name)
-        if group is None:
+    def _reducer(
+        self, operation: str, compression: Any, algorithm: Any, group: str
+    ) -> Reducer | None:
+        """The one of the two that was passed."""
+        if compression is not None and algorithm is not None:
             raise ArgumentError(
-                f"[{operation}] group is {name!r}; there are {self.list_groups()} (new_group "
-                "makes one)"
+                f"[{operation}] compression is {compression.describe()} and algorithm "
+                f"{algorithm.describe()}; pass one of the two"
             )
-        if group.transport is None:
+        reducer = algorithm if compression is None else compression
+        if reducer is None:
+            return None
+        if not isinstance(reducer, Reducer):
             raise ArgumentError(
-                f"[{operation}] rank {self.rank} is not in group {name!r}, which has ranks "
-                f"{group.ranks}; call it on those only"
+                f"[{operation}] compression or algorithm is {reducer!r}; pass an object such as "
+                "C.HalfCompression() or C.TorusAllReduce(comm, (2, 2))"
             )
-        return group
-
-    def _root(self, operation: str, argument: str, rank: int, group: str) -> tuple[int, int]:
-        """Place of a world rank in a group, and the group's size."""
-        ranks = self._group(operation, group).ranks
-        if rank not in ranks:
-            raise ArgumentError(
-                f"[{operation}] {argument} is {rank}; group {group!r} has ranks {ranks}"
-            )
-        return ranks.index(rank), len(ranks)
+        reducer.check(operation, self._group(operation, group).ranks)
+        return reducer
 
     def _arrays(self, operation: str, data: Any, division: bool) -> Arrays:
         items = [data] if isinstance(data, NdArray) else list(data)
@@ -481,95 +541,10 @@ class MultiProcessDataParallelCommunicator:
                     f"{one.items[0].shape}"
                 )
 
-    def _starter(self, group: str) -> Callable[..., Ticket]:
-        """A function that queues a collective; it does not keep the communicator alive."""
-        reference = weakref.ref(self)
-
-        def start(
-            schedule: Schedule | None,
-            job: Callable[[Transport, bool], Any],
-            incomplete: bool = False,
-        ) -> Ticket:
-            self = reference()
-            if self is None:
-                raise CommunicatorError("[all_reduce_callback] its communicator is gone; keep it")
-            return self._start(schedule, job, group, incomplete)
-
-        return start
-
-    def _start(
-        self,
-        schedule: Schedule | None,
-        job: Callable[[Transport, bool], Any],
-        group: str = "world",
-        incomplete: bool = False,
-    ) -> Ticket:
-        """Queue a collective; without a schedule it belongs to the one queued before."""
-        operation = "all_reduce_callback" if schedule is None else schedule.operation
-        found = self._group(operation, group)
-        transport = found.transport
-        assert transport is not None
-        assert self._fifo is not None
-        if schedule is not None:
-            found.sequence += 1
-        sequence = found.sequence
-
-        def run() -> Any:
-            agreed = False
-            if schedule is not None:
-                agreed = exchange(transport, sequence, schedule, incomplete)
-            return job(transport, agreed)
-
-        return self._fifo.submit(f"{operation} no. {sequence}", run)
-
-    def _wait(self, ticket: Ticket) -> Any:
-        try:
-            return ticket.wait(self.timeout)
-        except TimeoutError:
-            late = self._transport("wait").late()
-            who = f"; late: rank {', '.join(map(str, late))}" if late else ""
-            reason = f"{ticket.description} did not end within {self.timeout:g} seconds{who}"
-            assert self._fifo is not None
-            self._fifo.dead = reason
-            raise CommunicatorError(
-                f"[{ticket.description}] did not end within {self.timeout:g} seconds{who}; a rank "
-                f"left this collective out, is slow or gone (timeout= or {_TIMEOUT_VARIABLE} sets "
-                "the limit)"
-            ) from None
-        except CommunicatorError:
-            raise
-        except Exception as error:
-            assert self._fifo is not None
-            self._fifo.dead = f"{ticket.description} failed: {error}"
-            raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
-
-    def _run(
-        self,
-        schedule: Schedule,
-        job: Callable[[Transport, bool], Any],
-        group: str = "world",
-        incomplete: bool = False,
-    ) -> Any:
-        return self._wait(self._start(schedule, job, group, incomplete))
-
 
 class DataParallelCommunicator(MultiProcessDataParallelCommunicator):
     """Ranks in one process; NNabla's deprecated form, which here is a communicator of one rank."""
 
     def init(self) -> None:
         """Connect to itself."""
-        self._groups["world"] = _Group("world", [0], SingleTransport())
-        self._fifo = Fifo("distnn communication")
-        current_world().communicator = self
-
-
-def _connect() -> Transport:
-    """The transport that this process was started for."""
-    world = current_world()
-    if world.transport is not None:
-        return world.transport
-    from . import mpi
-
-    size, _ = mpi.started_ranks()
-    mpi_runs = "mpi4py.MPI" in sys.modules
-    return mpi.connect() if size > 1 or mpi_runs else SingleTransport()
+        self._open(SingleTransport())

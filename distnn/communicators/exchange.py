@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from ..ndarray import NdArray
 from ..parameter_slab import attached
+from .exact_sum import exact_sum
 from .transport import Transport
 
 # Arrays below this are packed together: a message costs a few microseconds whatever its size.
 _PACKED_BYTES = 64 * 1024
+
+
+class Reducer:
+    """A way to sum arrays over ranks other than the transport's own; one object for each rank."""
+
+    def check(self, operation: str, ranks: Sequence[int]) -> None:
+        """Raise ArgumentError where this cannot sum over a group of these ranks."""
+
+    def describe(self) -> str:
+        """Name and settings, which must be equal on all ranks."""
+        raise NotImplementedError
+
+    def reduce(self, items: Sequence[NdArray], transport: Transport, scale: float) -> None:
+        """Sum the arrays over ranks, in place, times `scale`; on the communication thread."""
+        raise NotImplementedError
 
 
 class Arrays:
@@ -52,8 +69,12 @@ def present_anywhere(transport: Transport, incomplete: bool, present: Sequence[b
 def _describe(item: NdArray) -> str:
     """Name, shape and dtype, as errors say it."""
     home = item._storage.home
-    name = f"{home.name} " if home is not None else ""
-    return f"{name}{item.shape} {item.dtype}"
+    return _description("" if home is None else f"{home.name} ", item.shape, item.dtype)
+
+
+@lru_cache(4096)  # every call of a collective describes its arrays, and dtypes are slow to print
+def _description(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{name}{shape} {dtype}"
 
 
 def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
@@ -78,11 +99,32 @@ def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
 
 
 def reduce_arrays(
-    arrays: Arrays, written: Sequence[bool], transport: Transport, scale: float
+    arrays: Arrays,
+    written: Sequence[bool],
+    transport: Transport,
+    scale: float,
+    reducer: Reducer | None = None,
 ) -> None:
     """Sum the written arrays over ranks, in place, times `scale`."""
     items = [item for item, w in zip(arrays.items, written, strict=True) if w]
-    reduce_ranges(ranges(items), transport, scale)
+    if reducer is None:
+        reduce_ranges(ranges(items), transport, scale)
+    elif items:
+        reducer.reduce(items, transport, scale)
+    for item in items:
+        item._storage.written()
+
+
+def sum_exactly(
+    arrays: Arrays, written: Sequence[bool], transport: Transport, division: bool
+) -> None:
+    """As reduce_arrays, by exact sums (sums of integers are exact as they are)."""
+    items = [item for item, w in zip(arrays.items, written, strict=True) if w]
+    memory = [item._view(item._storage.materialize()) for item in items]
+    floats = [m for m in memory if m.dtype.kind == "f"]
+    divisors = [transport.size if division else 1] * len(floats)
+    exact_sum([[m] for m in floats], floats, transport.size, divisors, transport)
+    reduce_ranges([m.reshape(-1) for m in memory if m.dtype.kind != "f"], transport, 1)
     for item in items:
         item._storage.written()
 

@@ -1,8 +1,8 @@
 """The one queue of a process's collectives, run in order by a thread of its own.
 
 The thread holds the interpreter lock only between blocking calls, so communication goes on while
-the main thread computes. The main thread waits on events, never inside the transport: it can raise
-when a deadline passes.
+the main thread computes. The main thread waits on events or polls, and never blocks inside the
+transport: it can raise when a deadline passes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
-from ..errors import CommunicatorError
+from ..errors import DeadCommunicatorError
 
 
 class _Failures:
@@ -36,14 +37,18 @@ class Ticket:
 
     def __init__(self, description: str, failures: _Failures) -> None:
         self.description = description
-        self._done = threading.Event()
+        self._done = False
+        self._running = threading.Lock()  # a tenth of the cost of an Event
+        self._running.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
+        self.began = self.ended = 0.0  # perf_counter, on the thread that ran it
         self._failures = failures
         self._told = failures.told
 
     def run(self, job: Callable[[], Any]) -> None:
         failures = self._failures
+        self.began = perf_counter()
         if self._told <= failures.failed:
             self._error = failures.error
         else:
@@ -52,15 +57,21 @@ class Ticket:
             except BaseException as error:
                 self._error = failures.error = error
                 failures.failed = self._told
-        self._done.set()
+        self.ended = perf_counter()
+        self._done = True
+        self._running.release()
 
     def done(self) -> bool:
-        return self._done.is_set()
+        return self._done
 
-    def wait(self, timeout: float) -> Any:
-        """The result; raises the job's error, or TimeoutError."""
-        if not self._done.wait(timeout):
-            raise TimeoutError
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is done, at most `timeout` seconds; whether it is."""
+        if not self._done and self._running.acquire(timeout=timeout):
+            self._running.release()  # for others who wait
+        return self._done
+
+    def result(self) -> Any:
+        """What the job returned; raises what it raised."""
         if self._error is not None:
             self._failures.told = max(self._failures.told, self._told + 1)
             raise self._error
@@ -72,10 +83,12 @@ class Fifo:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._submitted = 0
+        self._progress = _Progress()
         # The thread knows the queue of jobs only, so that it does not keep the communicator alive.
         thread = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(_work, self._jobs),
+            args=(_work, self._jobs, self._progress),
             name=name,
             daemon=True,
         )
@@ -84,21 +97,50 @@ class Fifo:
         self.dead: str | None = None
         self._failures = _Failures()
 
-    def submit(self, description: str, job: Callable[[], Any]) -> Ticket:
+    def ticket(self, description: str) -> Ticket:
+        """A ticket for a job of this queue."""
+        return Ticket(description, self._failures)
+
+    def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""
-        if self.dead is not None:
-            raise CommunicatorError(f"[{description}] the communicator is dead: {self.dead}")
-        ticket = Ticket(description, self._failures)
+        self._check_alive(ticket)
+        self._submitted += 1
         self._jobs.put((ticket, job))
-        return ticket
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or under way."""
+        return self._progress.done == self._submitted
+
+    def run_here(self, ticket: Ticket, job: Callable[[], Any]) -> None:
+        """Run a job on the calling thread; the queue must be idle."""
+        self._check_alive(ticket)
+        with self._progress.lock:
+            ticket.run(job)
+
+    def _check_alive(self, ticket: Ticket) -> None:
+        if self.dead is not None:
+            raise DeadCommunicatorError(
+                f"[{ticket.description}] the communicator is dead: {self.dead}"
+            )
 
     def close(self) -> None:
         """Let the thread end after the jobs that are queued."""
         self._finalizer()
 
 
-def _work(jobs: queue.SimpleQueue) -> None:
+class _Progress:
+    """What the thread has done so far."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.lock = threading.Lock()  # held while a job runs
+
+
+def _work(jobs: queue.SimpleQueue, progress: _Progress) -> None:
     while (item := jobs.get()) is not None:
         ticket, job = item
-        ticket.run(job)
+        with progress.lock:
+            ticket.run(job)
+        progress.done += 1
         del item, ticket, job

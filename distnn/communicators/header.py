@@ -4,82 +4,133 @@ Each rank sends its sequence number, the operation and a hash of its schedule (n
 dtypes of the arrays) in one message of fixed size. Where ranks disagree all of them see it,
 exchange their schedules in full and raise an error that names the first difference. Without this
 MPI would add up arrays that do not belong together, or hang.
+
+A rank that has run out of data (join.py) does not say what it is about to exchange: it learns it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import CommunicatorError
 from .transport import Transport
 
+_JOINED = "join"
+_NOTHING = -(1 << 62)  # below every hash and every negative of one
+
 
 class Schedule:
     """What a rank is about to exchange, in words."""
 
-    def __init__(self, operation: str, entries: Sequence[str]) -> None:
+    def __init__(self, operation: str, entries: Sequence[str], noun: str = "array") -> None:
         self.operation = operation
+        self.noun = noun  # what the entries are
         self.entries = tuple(entries)
         text = "\n".join((operation, *self.entries)).encode()
         # 62 bits: the header also sends the negative
         self.hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 2
 
 
+class Joined(Schedule):
+    """That a rank has no data and follows the others, to one of the schedules it knows."""
+
+    def __init__(self, known: Collection[int]) -> None:
+        super().__init__(_JOINED, [])
+        self.hash = _NOTHING
+        self.known = known
+
+
+class Agreement(NamedTuple):
+    """What the ranks agreed on."""
+
+    incomplete: bool  # whether any rank lacks some of the arrays
+    active: int  # number of ranks that have data
+    hash: int | None = None  # of the schedule; None where no rank has data
+
+
 def exchange(
     transport: Transport, sequence: int, schedule: Schedule, incomplete: bool = False
-) -> bool:
+) -> Agreement:
     """Agree on a collective.
 
     Args:
         incomplete: whether this rank lacks some of the arrays (a parameter without gradient).
-    Returns: whether any rank lacks some.
     Raises: CommunicatorError on all ranks where they disagree.
     """
-    facts = (sequence, schedule.hash)
+    joined = isinstance(schedule, Joined)
     # A maximum over x and -x: equal on all ranks exactly if the two results add up to 0.
-    words = np.array([*facts, *(-f for f in facts), int(incomplete)], np.int64)
+    negative = _NOTHING if joined else -schedule.hash
+    words = np.array(
+        [sequence, -sequence, schedule.hash, negative, int(incomplete), int(joined)], np.int64
+    )
     transport.all_reduce(words, "max")
-    n = len(facts)
-    if np.any(words[:n] + words[n : 2 * n]):
+    last, first, found, minus, any_incomplete, any_joined = words.tolist()
+    nobody = found == _NOTHING
+    if last + first or not (nobody or found + minus == 0):
         _raise_difference(transport, sequence, schedule)
-    return bool(words[2 * n])
+    if nobody:
+        return Agreement(False, 0)
+    active = transport.size
+    if any_joined:
+        unknown = isinstance(schedule, Joined) and found not in schedule.known
+        counts = np.array([not joined, unknown], np.int64)
+        transport.all_reduce(counts, "sum")
+        if counts[1]:
+            _raise_unknown(transport, schedule)
+        active = int(counts[0])
+    return Agreement(bool(any_incomplete), active, found)
+
+
+def _raise_unknown(transport: Transport, schedule: Schedule) -> None:
+    """Raise on every rank: one without data does not know this collective."""
+    texts = [text.decode() for text in transport.all_gather_bytes(schedule.operation.encode())]
+    operation = next(text for text in texts if text != _JOINED)
+    without = ", ".join(str(rank) for rank, text in enumerate(texts) if text == _JOINED)
+    raise CommunicatorError(
+        f"[{operation}] rank {without} ran out of data and cannot take part: inside join the only "
+        "collectives are those of callbacks that join was given on all ranks, "
+        "comm.join(batches, {callback: solver.update}); do others after the loop"
+    )
 
 
 def _raise_difference(transport: Transport, sequence: int, schedule: Schedule) -> None:
     """Compare schedules in full and raise on every rank."""
     mine = "\n".join((str(sequence), schedule.operation, *schedule.entries)).encode()
     everybodys = [text.decode().split("\n") for text in transport.all_gather_bytes(mine)]
-    numbers, operations, entries = zip(
-        *((int(lines[0]), lines[1], lines[2:]) for lines in everybodys), strict=True
-    )
-    if len(set(operations)) > 1:
+    # Ranks without data say nothing about what is exchanged.
+    active = {r: lines for r, lines in enumerate(everybodys) if lines[1] != _JOINED}
+    operations = {r: lines[1] for r, lines in active.items()}
+    if len(set(operations.values())) > 1:
         raise CommunicatorError(
             f"[{schedule.operation}] ranks call different collectives: {_by_rank(operations)}; all "
             "ranks must call the same ones in the same order"
         )
-    if len(set(numbers)) > 1:
+    numbers = {r: lines[0] for r, lines in enumerate(everybodys)}
+    if len(set(numbers.values())) > 1:
         raise CommunicatorError(
             f"[{schedule.operation}] ranks have made different numbers of collectives before this "
-            f"one: {_by_rank([str(n) for n in numbers])}; one of them left some out"
+            f"one: {_by_rank(numbers)}; one of them left some out"
         )
-    longest = max(len(found) for found in entries)
-    for i in range(longest):
-        at = [found[i] if i < len(found) else "nothing" for found in entries]
-        if len(set(at)) > 1:
-            lengths = ", ".join(str(len(found)) for found in entries)
+    entries = {r: lines[2:] for r, lines in active.items()}
+    for i in range(max(map(len, entries.values()))):
+        at = {r: found[i] if i < len(found) else "nothing" for r, found in entries.items()}
+        if len(set(at.values())) > 1:
+            lengths = ", ".join(str(len(found)) for found in entries.values())
+            noun = schedule.noun
             raise CommunicatorError(
-                f"[{schedule.operation}] ranks disagree in array {i}: {_by_rank(at)} (the lists "
-                f"have {lengths} arrays); pass the same arrays, in the same order, on all ranks"
+                f"[{schedule.operation}] ranks disagree in {noun} {i}: {_by_rank(at)} (the lists "
+                f"have {lengths} {noun}s); pass the same {noun}s, in the same order, on all ranks"
             )
     raise CommunicatorError(f"[{schedule.operation}] ranks disagree, but not in what they say")
 
 
-def _by_rank(texts: Sequence[str]) -> str:
+def _by_rank(texts: Mapping[int, str]) -> str:
     """ "a on rank 0, 2; b on rank 1"."""
     ranks: dict[str, list[str]] = {}
-    for rank, text in enumerate(texts):
+    for rank, text in texts.items():
         ranks.setdefault(text, []).append(str(rank))
     return "; ".join(f"{text} on rank {', '.join(found)}" for text, found in ranks.items())

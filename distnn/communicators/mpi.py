@@ -7,11 +7,12 @@ calls in chunks, on a thread of their own (fifo.py).
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 
 from ..errors import CommunicatorError, MissingExtraError
 from ..launcher.place import SIZE_OF_RANKS
+from . import tcp_board
+from .board import Board, SilentBoard
 
 _CHUNK_BYTES = 10 * 1024 * 1024
 
@@ -76,9 +79,14 @@ def connect() -> MpiTransport:
 class MpiTransport:
     """A rank that is a process of an MPI job."""
 
+    # The main thread does these itself where the queue is empty: handing them to the communication
+    # thread and back would take ten times as long as MPI.
+    polled_bytes = 16 * 1024
+
     def __init__(self, mpi: Any, comm: Any) -> None:
         self._mpi = mpi
         self._comm = comm
+        self.check: Callable[[], None] | None = None
         self.rank = comm.rank
         self.size = comm.size
         local = comm.Split_type(mpi.COMM_TYPE_SHARED)
@@ -87,8 +95,20 @@ class MpiTransport:
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         op = self._mpi.SUM if operation == "sum" else self._mpi.MAX
+        if array.nbytes <= self.polled_bytes:
+            self._all_reduce_small(array, op)
+            return
         for chunk in _chunks(array):
             self._comm.Allreduce(self._mpi.IN_PLACE, chunk, op)
+
+    def _all_reduce_small(self, array: np.ndarray, op: Any) -> None:
+        # Non-blocking on all ranks, whoever waits how: it would not match a blocking one.
+        request = self._comm.Iallreduce(self._mpi.IN_PLACE, array, op)
+        if self.check is None:
+            request.Wait()
+            return
+        while not request.Test():
+            self.check()
 
     def reduce(self, array: np.ndarray, root: int) -> None:
         for chunk in _chunks(array):
@@ -114,6 +134,14 @@ class MpiTransport:
             self._comm.Sendrecv(parts[to], dest=to, recvbuf=incoming, source=source)
             np.add(out, incoming, out=out)
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        np.copyto(out[self.rank], parts[self.rank])
+        for distance in range(1, self.size):
+            to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
+            self._comm.Sendrecv(
+                _bytes(parts[to]), dest=to, recvbuf=_bytes(out[source]), source=source
+            )
+
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         self._comm.Scatter(parts, out, root)
 
@@ -136,17 +164,26 @@ class MpiTransport:
         comm = self._comm.Split(color, key)
         return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
 
-    def late(self) -> list[int]:
-        return []
+    def board(self) -> Board:
+        return SilentBoard() if self.size == 1 else tcp_board.connect(self)
 
     def abort(self, status: int) -> None:
         self._mpi.COMM_WORLD.Abort(status)
+
+    def give_up(self) -> None:
+        # A thread of this process is inside of MPI for good: MPI_Finalize would wait for it.
+        atexit.register(self._mpi.COMM_WORLD.Abort, 1)
 
 
 def _chunks(array: np.ndarray) -> list[np.ndarray]:
     flat = array.reshape(-1)
     step = max(1, _CHUNK_BYTES // max(flat.itemsize, 1))
     return [flat[i : i + step] for i in range(0, flat.size, step)]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The same memory as bytes: MPI has no float16."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def _abort_on_exceptions(mpi: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ArgumentError, CommunicatorError
-from .header import Schedule
+from .header import Agreement, Schedule
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def _scatter(
                     sent[rank, : stop - first] = source(rank, first, stop)
 
         def job(
-            transport: Transport, _: bool, sent: Any = sent, out: np.ndarray = out, at: int = first
+            transport: Transport,
+            _: Agreement,
+            sent: Any = sent,
+            out: np.ndarray = out,
+            at: int = first,
         ) -> None:
             transport.scatter(sent, out, root)
             stop = min(at + rows, lengths[here])

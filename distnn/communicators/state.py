@@ -16,7 +16,7 @@ from ..context import current_world
 from ..errors import ArgumentError, CommunicatorError
 from ..ndarray import NdArray
 from ..parameter import get_parameters
-from .header import Schedule
+from .header import Agreement, Schedule
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def bcast_parameters(
     root, _ = comm._root("bcast_parameters", "src", src, group)
     state = State("bcast_parameters", solver)
 
-    def job(transport: Transport, _: bool) -> None:
+    def job(transport: Transport, _: Agreement) -> None:
         broadcast(transport, state.memory(), root)
 
     comm._run(Schedule(f"bcast_parameters from rank {src}", state.entries), job, group)
@@ -129,7 +129,7 @@ def check_consistency(comm: MultiProcessDataParallelCommunicator, solver: Any, g
     ]
     digests = b"".join(checksum(array) for array in state.memory())
 
-    def job(transport: Transport, _: bool) -> list[bytes]:
+    def job(transport: Transport, _: Agreement) -> list[bytes]:
         return transport.all_gather_bytes(digests)
 
     schedule = Schedule("check_consistency", [*state.entries, *settings])

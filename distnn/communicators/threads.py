@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..context import World, world_scope
-from ..errors import CommunicatorError
+from ..errors import CommunicatorError, DeadCommunicatorError
+from .board import ThreadsBoard
+from .throttled import Throttled
 
 
 class InjectedFailure(RuntimeError):
@@ -28,6 +30,7 @@ class _Meeting:
         self.size = size
         self.items: list[Any] = [None] * size
         self.arrived = [0] * size  # collectives entered, by rank
+        self.boards: list[ThreadsBoard | None] = [None] * size
         self.failure: str | None = None
         self._barrier = threading.Barrier(size)
         self._subsets: dict[tuple, _Meeting] = {}
@@ -37,7 +40,8 @@ class _Meeting:
         try:
             self._barrier.wait(timeout)
         except threading.BrokenBarrierError:
-            raise CommunicatorError(self.failure or "another rank left the collective") from None
+            reason = self.failure or "another rank left the collective"
+            raise DeadCommunicatorError(reason) from None
 
     def fail(self, reason: str) -> None:
         """Free all ranks that wait here or will."""
@@ -57,6 +61,9 @@ class _Meeting:
 
 class ThreadsTransport:
     """A rank that is a thread."""
+
+    check: Callable[[], None] | None = None
+    polled_bytes = -1  # threads wait at barriers
 
     def __init__(self, meeting: _Meeting, rank: int, fail_at: int | None = None) -> None:
         self.rank = self.local_rank = rank
@@ -116,6 +123,11 @@ class ThreadsTransport:
         out[...] = total
         self._meeting.meet()
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        for r, others in enumerate(self._bring(parts)):
+            np.copyto(out[r], others[self.rank])
+        self._meeting.meet()
+
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         out[...] = self._bring(parts)[root][self.rank]
         self._meeting.meet()
@@ -136,9 +148,12 @@ class ThreadsTransport:
             ThreadsTransport(meeting, list(ranks).index(self.rank)) if self.rank in ranks else None
         )
 
-    def late(self) -> list[int]:
-        arrived = self._meeting.arrived
-        return [r for r, count in enumerate(arrived) if count < arrived[self.rank]]
+    def board(self) -> ThreadsBoard:
+        meeting = self._meeting
+        return ThreadsBoard(meeting.boards, self.rank, threading.get_ident(), meeting.fail)
+
+    def give_up(self) -> None:
+        pass
 
     def abort(self, status: int) -> None:
         reason = f"rank {self.rank} aborted with status {status}"
@@ -152,6 +167,7 @@ def run_threads(
     *args: Any,
     fail: tuple[int, int] | None = None,
     timeout: float = 60,
+    link: tuple[float, float] | None = None,
 ) -> list[Any]:
     """Run `function(*args)` once on each of `ranks` threads; returns their results, by rank.
 
@@ -161,6 +177,7 @@ def run_threads(
     Args:
         fail: (rank, n): this rank raises InjectedFailure in its n-th exchange of memory.
         timeout: in seconds; ranks that have not ended by then raise.
+        link: (bytes per second, latency in seconds) of an emulated slow link; see `C.Throttled`.
     Raises: the exception of the rank that failed first, with the others' as notes.
 
     >>> import distnn.communicators as C
@@ -177,9 +194,8 @@ def run_threads(
 
     def run(rank: int) -> None:
         world = World()
-        world.transport = ThreadsTransport(
-            meeting, rank, fail[1] if fail and fail[0] == rank else None
-        )
+        transport = ThreadsTransport(meeting, rank, fail[1] if fail and fail[0] == rank else None)
+        world.transport = transport if link is None else Throttled(transport, *link)
         with world_scope(world):
             try:
                 results[rank] = function(*args)

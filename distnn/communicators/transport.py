@@ -1,15 +1,19 @@
 """Transport: what a communicator needs to move host memory between ranks. And the trivial one.
 
-All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays.
+All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays. A
+small `all_reduce` calls `check`, where it is set, while it waits; what that raises ends the wait.
 All ranks call the same methods in the same order; header.py makes sure of that beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+
+from .board import Board, SilentBoard
 
 
 class Transport(Protocol):
@@ -18,6 +22,8 @@ class Transport(Protocol):
     rank: int
     size: int
     local_rank: int  # among the ranks of this machine
+    check: Callable[[], None] | None
+    polled_bytes: int  # an all_reduce of at most this size calls `check`
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         """array = sum (or "max") over ranks, in place."""
@@ -34,6 +40,9 @@ class Transport(Protocol):
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         """out = sum over ranks of parts[rank]; parts (size, *out.shape)."""
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        """out[r] = parts[rank] of rank r; sizes may differ between pairs of ranks."""
+
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         """out = parts[rank] of rank `root`; parts (size, *out.shape), None on other ranks."""
 
@@ -46,11 +55,14 @@ class Transport(Protocol):
     def subset(self, ranks: Sequence[int]) -> Transport | None:
         """A transport among these ranks, in their order; None on others. All ranks call it."""
 
-    def late(self) -> list[int]:
-        """Ranks that have not come to the collective in which this one waits, where known."""
+    def board(self) -> Board:
+        """A new board of all ranks; they all call it, once."""
 
     def abort(self, status: int) -> None:
         """End all ranks at once."""
+
+    def give_up(self) -> None:
+        """Some collective will never end: let this process end nevertheless, with a bad status."""
 
 
 class SingleTransport:
@@ -59,6 +71,8 @@ class SingleTransport:
     rank = 0
     size = 1
     local_rank = 0
+    check: Callable[[], None] | None = None
+    polled_bytes = sys.maxsize  # it never waits
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         pass
@@ -75,6 +89,9 @@ class SingleTransport:
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         out[...] = parts[0]
 
+    def all_to_all(self, parts: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        np.copyto(out[0], parts[0])
+
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         assert parts is not None
         out[...] = parts[0]
@@ -88,8 +105,11 @@ class SingleTransport:
     def subset(self, ranks: Sequence[int]) -> Transport | None:
         return SingleTransport()
 
-    def late(self) -> list[int]:
-        return []
+    def board(self) -> Board:
+        return SilentBoard()
 
     def abort(self, status: int) -> None:
         raise SystemExit(status)
+
+    def give_up(self) -> None:
+        pass

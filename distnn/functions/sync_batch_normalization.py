@@ -35,6 +35,7 @@ from .channels import Channels
 
 if TYPE_CHECKING:
     from ..communicators.communicator import MultiProcessDataParallelCommunicator
+    from ..communicators.header import Agreement
     from ..communicators.transport import Transport
 
 
@@ -62,7 +63,7 @@ class Ranks:
     def gather(self, operation: str, shape: Sequence[int], numbers: np.ndarray) -> np.ndarray:
         """The numbers of all ranks, by rank; `shape` (of x's statistics) must agree."""
 
-        def job(transport: Transport, _: bool) -> np.ndarray:
+        def job(transport: Transport, _: Agreement) -> np.ndarray:
             found = np.empty((transport.size, *numbers.shape), numbers.dtype)
             transport.all_gather(numbers, found)
             return found
@@ -75,7 +76,7 @@ class Ranks:
         return numbers
 
     def _run(
-        self, operation: str, shape: Sequence[int], job: Callable[[Transport, bool], Any]
+        self, operation: str, shape: Sequence[int], job: Callable[[Transport, Agreement], Any]
     ) -> Any:
         from ..communicators.header import Schedule
 

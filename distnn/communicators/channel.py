@@ -1,0 +1,273 @@
+"""Channel: the ranks of a job, their groups, and the one queue that all their collectives pass.
+
+A collective is a schedule, on which all ranks agree first (header.py), and a job for a transport.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..context import current_world
+from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
+from .board import Board, SilentBoard
+from .fifo import Fifo, Ticket
+from .header import Agreement, Joined, Schedule, exchange
+from .transport import SingleTransport, Transport
+from .waiting import Patience
+
+
+class _Group:
+    """Some ranks that have collectives of their own."""
+
+    def __init__(self, name: str, ranks: list[int], transport: Transport | None) -> None:
+        self.name = name
+        self.ranks = ranks
+        self.transport = transport
+        self.sequence = 0  # collectives
+        self.position = 0  # entries of the queue: a collective of several buckets has several
+
+
+class Channel:
+    """Connected ranks; the base of communicators."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._groups: dict[str, _Group] = {}
+        self._fifo: Fifo | None = None
+        self._board: Board = SilentBoard()
+
+    def _open(self, transport: Transport) -> None:
+        world = current_world()
+        self._groups["world"] = _Group("world", list(range(transport.size)), transport)
+        self._fifo = Fifo(f"distnn communication {transport.rank}")
+        self._board = transport.board()
+        # Also at the end of the program: the others must not wait for a rank that has left.
+        weakref.finalize(self, self._board.close)
+        world.communicator = self
+
+    def close(self) -> None:
+        """Leave: the communication thread ends, and ranks that still wait for this one are told."""
+        if self._fifo is not None:
+            self._fifo.close()
+            self._fifo.dead = "close() was called"
+            self._board.close()
+
+    # -- who is there -----------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank, 0 to size - 1."""
+        return self._transport("rank").rank
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self._transport("size").size
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this rank among those of its machine."""
+        return self._transport("local_rank").local_rank
+
+    def new_group(self, name_ranks_pair: tuple[str, Sequence[int]]) -> str:
+        """Make a group of ranks that can be named in collectives; all ranks call it.
+
+        Args:
+            name_ranks_pair: (name, ranks).
+        Returns: the name.
+        """
+        name, ranks = name_ranks_pair
+        numbers = [int(r) for r in ranks]
+        if name in self._groups:
+            raise ArgumentError(f"[new_group] {name!r} exists, with ranks {self.find_group(name)}")
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ArgumentError(
+                f"[new_group] ranks {numbers} of {name!r} must be one or more, once"
+            )
+        if min(numbers) < 0 or max(numbers) >= self.size:
+            raise ArgumentError(
+                f"[new_group] ranks {numbers} of {name!r}: this job has ranks 0 to {self.size - 1}"
+            )
+        transport = self._run(
+            Schedule("new_group", [f"{name} {numbers}"]),
+            lambda transport, _: transport.subset(numbers),
+        )
+        self._groups[name] = _Group(name, numbers, transport)
+        return name
+
+    def list_groups(self) -> list[str]:
+        """Names of all groups."""
+        return list(self._groups)
+
+    def find_group(self, group: str) -> list[int]:
+        """Ranks of a group; empty if there is none of that name."""
+        return list(self._groups[group].ranks) if group in self._groups else []
+
+    # -- collectives ------------------------------------------------------------------------------
+
+    def _transport(self, what: str) -> Transport:
+        if not self._groups:
+            raise CommunicatorError(
+                f"[{what}] the communicator is not connected; call init() first"
+            )
+        transport = self._groups["world"].transport
+        assert transport is not None
+        return transport
+
+    def _group(self, operation: str, name: str) -> _Group:
+        self._transport(operation)
+        group = self._groups.get(name)
+        if group is None:
+            raise ArgumentError(
+                f"[{operation}] group is {name!r}; there are {self.list_groups()} (new_group "
+                "makes one)"
+            )
+        if group.transport is None:
+            raise ArgumentError(
+                f"[{operation}] rank {self.rank} is not in group {name!r}, which has ranks "
+                f"{group.ranks}; call it on those only"
+            )
+        return group
+
+    def _root(self, operation: str, argument: str, rank: int, group: str) -> tuple[int, int]:
+        """Place of a world rank in a group, and the group's size."""
+        ranks = self._group(operation, group).ranks
+        if rank not in ranks:
+            raise ArgumentError(
+                f"[{operation}] {argument} is {rank}; group {group!r} has ranks {ranks}"
+            )
+        return ranks.index(rank), len(ranks)
+
+    def _starter(self, group: str) -> Callable[..., Ticket]:
+        """A function that queues a collective; it does not keep the communicator alive."""
+        reference = weakref.ref(self)
+
+        def start(
+            schedule: Schedule | None,
+            job: Callable[[Transport, Agreement], Any],
+            incomplete: bool = False,
+        ) -> Ticket:
+            self = reference()
+            if self is None:
+                raise CommunicatorError("[all_reduce_callback] its communicator is gone; keep it")
+            return self._start(schedule, job, group, incomplete)
+
+        return start
+
+    def _start(
+        self,
+        schedule: Schedule | None,
+        job: Callable[[Transport, Agreement], Any],
+        group: str = "world",
+        incomplete: bool = False,
+    ) -> Ticket:
+        """Queue a collective; without a schedule it belongs to the one queued before."""
+        ticket, run = self._prepared(schedule, job, group, incomplete)
+        assert self._fifo is not None
+        self._fifo.submit(ticket, run)
+        return ticket
+
+    def _prepared(
+        self,
+        schedule: Schedule | None,
+        job: Callable[[Transport, Agreement], Any],
+        group: str,
+        incomplete: bool,
+    ) -> tuple[Ticket, Callable[[], Any]]:
+        operation = "all_reduce_callback" if schedule is None else schedule.operation
+        found = self._group(operation, group)
+        transport = found.transport
+        assert transport is not None
+        if schedule is not None:
+            found.sequence += 1
+        found.position += 1
+        sequence, position = found.sequence, found.position
+        where = "" if group == "world" else f" of group {group!r}"
+        assert self._fifo is not None
+        ticket = self._fifo.ticket(f"{operation} no. {sequence}{where}")
+        notes = self._board.notes
+
+        def run() -> Any:
+            notes.enter(group, position, ticket.description)
+            try:
+                agreed = Agreement(False, transport.size)
+                if schedule is not None:
+                    agreed = exchange(transport, sequence, schedule, incomplete)
+                return job(transport, agreed)
+            finally:
+                notes.leave()
+
+        return ticket, run
+
+    def _wait(self, ticket: Ticket) -> Any:
+        with self._dead_after(ticket):
+            if not ticket.done():
+                self._patience(ticket).wait(ticket)
+            return ticket.result()
+
+    def _patience(self, ticket: Ticket) -> Patience:
+        return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
+
+    @contextmanager
+    def _dead_after(self, ticket: Ticket) -> Iterator[None]:
+        """Make the communicator unusable when what the ticket stands for has failed half-way."""
+        assert self._fifo is not None
+        try:
+            yield
+        except DeadCommunicatorError as error:
+            self._fifo.dead = str(error)
+            self._transport("wait").give_up()
+            raise
+        except CommunicatorError:
+            raise
+        except Exception as error:
+            self._fifo.dead = f"{ticket.description} failed: {error}"
+            raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
+
+    def _follow(self, known: Collection[int]) -> Agreement:
+        """What the ranks that have data exchange next."""
+        return self._run(Joined(known), lambda _, agreed: agreed)
+
+    def _run(
+        self,
+        schedule: Schedule,
+        job: Callable[[Transport, Agreement], Any],
+        group: str = "world",
+        incomplete: bool = False,
+        nbytes: int = sys.maxsize,
+    ) -> Any:
+        """Do a collective; small all_reduces without the queue where that is idle."""
+        found = self._group(schedule.operation, group)
+        transport, fifo = found.transport, self._fifo
+        assert transport is not None
+        assert fifo is not None
+        if nbytes > transport.polled_bytes or not fifo.idle:
+            return self._wait(self._start(schedule, job, group, incomplete))
+        ticket, run = self._prepared(schedule, job, group, incomplete)
+        transport.check = self._patience(ticket).check
+        try:
+            with self._dead_after(ticket):
+                fifo.run_here(ticket, run)
+                return ticket.result()
+        finally:
+            transport.check = None
+
+
+def connect() -> Transport:
+    """The transport that this process was started for."""
+    world = current_world()
+    if world.transport is not None:
+        return world.transport
+    from . import mpi
+
+    size, _ = mpi.started_ranks()
+    mpi_runs = "mpi4py.MPI" in sys.modules
+    return mpi.connect() if size > 1 or mpi_runs else SingleTransport()
