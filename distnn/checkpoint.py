@@ -50,7 +50,8 @@ def save(
         path: of the file; its layout is that of .safetensors.
         solver: a solver, or a list of solvers.
         iterator: a data iterator; each rank its own.
-        comm: a communicator; None saves this rank alone.
+        comm: a communicator; None saves this rank alone. The others wait while rank 0 writes, at
+            most for the communicator's timeout.
         others: name -> object with get_states() and set_states(...), of plain values and arrays;
             error feedback of compressed gradients for example.
         keep: how many checkpoints to keep: `path` is the newest, `name.1.ending` the one before.

@@ -359,6 +359,10 @@ def test_where_graphs_differ_all_ranks_raise_instead_of_adding_what_does_not_bel
             loss = F.sum(h**2)
         with pytest.raises(CommunicatorError, match=r"different collectives: .* bucket 0 of all_r"):
             loss.backward(communicator_callbacks=callback)
+        # The order they had in common is lost: what follows is an error too, on all ranks.
+        for _ in range(2):
+            with pytest.raises(CommunicatorError, match="different numbers of collectives"):
+                comm.barrier()
 
     on_ranks(transport, work)
 
