@@ -330,6 +330,32 @@ def test_swapped_parameters_raise_on_all_ranks_and_are_named(transport):
 
 
 @several
+@pytest.mark.parametrize("callback", [False, True])
+def test_parameters_created_in_another_order_raise_on_all_ranks(transport, callback):
+    def work():
+        comm = connected()
+        for i in (0, 1, 2) if comm.rank == 0 else (1, 0, 2):
+            PF.affine(nn.Variable((2, 3)), 3, name=str(i))
+        grads = [p.grad for _, p in sorted(nn.get_parameters().items())]
+        for grad in grads:
+            grad.fill(comm.rank)
+        total = F.sum(PF.affine(nn.Variable((2, 3)), 3, name="0"))
+        total.forward()
+
+        def reduce():
+            if callback:
+                total.backward(communicator_callbacks=comm.all_reduce_callback(grads))
+            else:
+                comm.all_reduce(grads)
+
+        for _ in range(2):
+            with pytest.raises(CommunicatorError, match="same order on all ranks"):
+                reduce()
+
+    on_ranks(transport, work)
+
+
+@several
 def test_different_dtypes_raise_on_all_ranks(transport):
     def work():
         comm = connected()

@@ -122,7 +122,7 @@ class MultiProcessDataParallelCommunicator(Channel):
             )
         settings = [reducer.describe()] if reducer else []
         name = "all_reduce, reproducible" if reproducible else "all_reduce"
-        schedule = Schedule(name, [*arrays.entries, *settings])
+        schedule = Schedule(name, [*arrays.entries, *settings], layout=arrays.layout())
         size = len(self._group("all_reduce", group).ranks)
 
         present = arrays.present()

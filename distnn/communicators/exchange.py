@@ -38,6 +38,16 @@ class Arrays:
         self.items = list(items)
         self.entries = [_describe(item) for item in self.items]
 
+    def layout(self) -> str:
+        """Where parameters lie in their slabs: ranks must join the same neighbours."""
+        starts: dict[int, int] = {}
+        places = []
+        for item in self.items:
+            home = item._storage.home
+            if home is not None:
+                places.append(home.start - starts.setdefault(id(home.memory), home.start))
+        return " ".join(map(str, places))
+
     def present(self) -> list[bool]:
         """For each array whether it has values here."""
         return [not item._storage.zeroing for item in self.items]

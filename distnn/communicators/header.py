@@ -26,11 +26,21 @@ _NOTHING = -(1 << 62)  # below every hash and every negative of one
 class Schedule:
     """What a rank is about to exchange, in words."""
 
-    def __init__(self, operation: str, entries: Sequence[str], noun: str = "array") -> None:
+    def __init__(
+        self, operation: str, entries: Sequence[str], noun: str = "array", layout: str = ""
+    ) -> None:
+        """Describe a collective.
+
+        Args:
+            operation: its name.
+            entries: what it is about, one line each.
+            noun: what the entries are.
+            layout: how the arrays lie in memory, where neighbours are exchanged as one.
+        """
         self.operation = operation
-        self.noun = noun  # what the entries are
+        self.noun = noun
         self.entries = tuple(entries)
-        text = "\n".join((operation, *self.entries)).encode()
+        text = "\n".join((operation, *self.entries, layout)).encode()
         # 62 bits: the header also sends the negative
         self.hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 2
 
@@ -125,7 +135,10 @@ def _raise_difference(transport: Transport, sequence: int, schedule: Schedule) -
                 f"[{schedule.operation}] ranks disagree in {noun} {i}: {_by_rank(at)} (the lists "
                 f"have {lengths} {noun}s); pass the same {noun}s, in the same order, on all ranks"
             )
-    raise CommunicatorError(f"[{schedule.operation}] ranks disagree, but not in what they say")
+    raise CommunicatorError(
+        f"[{schedule.operation}] the ranks' arrays lie in memory in different orders; create the "
+        "parameters in the same order on all ranks"
+    )
 
 
 def _by_rank(texts: Mapping[int, str]) -> str:
