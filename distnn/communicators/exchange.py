@@ -90,21 +90,27 @@ def _description(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str:
 def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
     """The memory of arrays as few contiguous ranges: neighbours in a slab are one."""
     found: list[np.ndarray] = []
-    last = None
+    start = 0
+    last = None  # the slot in which the range from `start` ends; not yet in `found`
     for item in items:
-        values = item._view(item._storage.materialize())
+        array = item._storage.materialize()
         slot = attached(item)
-        if slot is None:
-            found.append(values.reshape(-1))
-        elif (
-            last is not None
-            and slot.memory is last.memory
-            and slot.start == slot.block.aligned(last.stop)
-        ):
-            found[-1] = slot.memory[last.stop - found[-1].size : slot.stop]
-        else:
-            found.append(slot.memory[slot.start : slot.stop])
+        if last is not None:
+            if (
+                slot is not None
+                and slot.memory is last.memory
+                and slot.start == slot.block.aligned(last.stop)
+            ):
+                last = slot
+                continue
+            found.append(last.memory[start : last.stop])
         last = slot
+        if slot is None:
+            found.append(item._view(array).reshape(-1))
+        else:
+            start = slot.start
+    if last is not None:
+        found.append(last.memory[start : last.stop])
     return found
 
 
