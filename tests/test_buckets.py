@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import time
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from ranks import TRANSPORTS, connected, on_ranks
 import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
-from distnn.communicators import communicator, report
+from distnn.communicators import report
 from distnn.communicators.buckets import cut
 from distnn.errors import CommunicatorError
 
@@ -324,10 +323,3 @@ def test_the_share_that_was_hidden():
     assert hidden(0.4, 0.1) == 0.75
     assert hidden(0.4, 0.5) == 0  # the main thread waited for more than that
     assert hidden(0.0, 0.0) == 1
-
-
-@pytest.mark.parametrize("module", [communicator, report])
-def test_examples_in_docstrings_run(module):
-    found = doctest.testmod(module)
-    assert found.attempted
-    assert not found.failed

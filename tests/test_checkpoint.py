@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -379,10 +377,3 @@ def test_an_iterator_of_other_data_is_refused_before_anything_is_changed(tmp_pat
 def test_bad_arguments_are_named(call, match, tmp_path):
     with pytest.raises(CheckpointError, match=match):
         call(tmp_path / "a.safetensors")
-
-
-def test_the_example_in_the_documentation_runs():
-    with tempfile.TemporaryDirectory():
-        (example,) = doctest.DocTestFinder().find(distnn.checkpoint.save, "save", globs=None)
-        assert example.examples
-        assert doctest.DocTestRunner().run(example).failed == 0

@@ -1,11 +1,16 @@
-"""Every Python program in README.md and docs/ runs as it stands."""
+"""Programs in README.md and docs/, and examples in docstrings, run as they stand."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import distnn
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,3 +30,25 @@ def test_there_are_programs_to_run():
 def test_programs_in_the_docs_run(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
+
+
+# Programs, which run when they are imported.
+NO_MODULES = {"distnn.launcher.worker", "distnn.launcher.start", "distnn.launcher.__main__"}
+
+
+def examples():
+    names = ["distnn", *(m.name for m in pkgutil.walk_packages(distnn.__path__, "distnn."))]
+    for name in sorted(set(names) - NO_MODULES):
+        module = importlib.import_module(name)
+        for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+            if test.examples:
+                yield pytest.param(test, id=test.name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("example", list(examples()))
+def test_examples_in_docstrings_run(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted
+    assert not result.failed, capsys.readouterr().out

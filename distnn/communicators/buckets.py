@@ -58,8 +58,7 @@ class AllReduceCallback:
         self._wait = wait
         self._enabled = enabled
         settings = [f"pack_size {pack_size}", *([reducer.describe()] if reducer else [])]
-        entries = [*arrays.entries, *settings]
-        self.schedule = Schedule("all_reduce_callback", entries, layout=arrays.layout())
+        self.schedule = arrays.schedule("all_reduce_callback", *settings)
         self.buckets = cut(arrays.items, pack_size)
         # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
         # backward of another (synchronized batch normalization) before the bucket, or after it.

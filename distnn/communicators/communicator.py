@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -62,6 +63,9 @@ class MultiProcessDataParallelCommunicator(Channel):
             )
         super().__init__(timeout)
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
+        # Lists of parameters that were exchanged before: to describe a long one again takes longer
+        # than to agree on it.
+        self._known: deque[Arrays] = deque(maxlen=8)
         self._accumulating = False  # inside no_sync
         self._divide_by_active = False  # inside join
         self._consistency_calls = 0
@@ -122,7 +126,7 @@ class MultiProcessDataParallelCommunicator(Channel):
             )
         settings = [reducer.describe()] if reducer else []
         name = "all_reduce, reproducible" if reproducible else "all_reduce"
-        schedule = Schedule(name, [*arrays.entries, *settings], layout=arrays.layout())
+        schedule = arrays.schedule(name, *settings)
         size = len(self._group("all_reduce", group).ranks)
 
         present = arrays.present()
@@ -134,9 +138,8 @@ class MultiProcessDataParallelCommunicator(Channel):
             else:
                 reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
 
-        nbytes = sys.maxsize
-        if reducer is None and not reproducible:
-            nbytes = sum(item.size * item.dtype.itemsize for item in arrays.items)
+        plain = reducer is None and not reproducible
+        nbytes = arrays.nbytes if plain else sys.maxsize
         self._run(schedule, job, group, not all(present), nbytes)
 
     def virtual_workers(
@@ -515,6 +518,9 @@ class MultiProcessDataParallelCommunicator(Channel):
 
     def _arrays(self, operation: str, data: Any, division: bool) -> Arrays:
         items = [data] if isinstance(data, NdArray) else list(data)
+        for known in self._known:
+            if known.are(items) and (known.floats or not division):
+                return known
         for i, item in enumerate(items):
             if not isinstance(item, NdArray):
                 raise DtypeError(
@@ -526,7 +532,10 @@ class MultiProcessDataParallelCommunicator(Channel):
                     f"[{operation}] array {i} has dtype {item.dtype}, which cannot be divided; "
                     "pass division=False or cast it to float"
                 )
-        return Arrays(items)
+        arrays = Arrays(items)
+        if arrays.are_parameters():
+            self._known.appendleft(arrays)
+        return arrays
 
     def _check_list(self, operation: str, one: Arrays, several: Arrays, size: int) -> None:
         if len(several.items) != size:

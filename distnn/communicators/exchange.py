@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import is_
 
 import numpy as np
 
 from ..ndarray import NdArray
 from ..parameter_slab import attached
 from .exact_sum import exact_sum
+from .header import Schedule
 from .transport import Transport
 
 # Arrays below this are packed together: a message costs a few microseconds whatever its size.
@@ -36,9 +38,33 @@ class Arrays:
 
     def __init__(self, items: Sequence[NdArray]) -> None:
         self.items = list(items)
+        self._dtypes = [item.dtype for item in self.items]
         self.entries = [_describe(item) for item in self.items]
+        self.nbytes = sum(item.size * item.dtype.itemsize for item in self.items)
+        self.floats = all(dtype.kind == "f" for dtype in self._dtypes)
+        self._schedules: dict[tuple[str, ...], Schedule] = {}
 
-    def layout(self) -> str:
+    def are(self, items: Sequence[NdArray]) -> bool:
+        """Whether these are the arrays, as they were described."""
+        return (
+            len(items) == len(self.items)
+            and all(map(is_, items, self.items))
+            and all(map(is_, (item.dtype for item in items), self._dtypes))
+        )
+
+    def are_parameters(self) -> bool:
+        """Whether all lie in slabs: to keep them in mind keeps no memory."""
+        return all(item._storage.home is not None for item in self.items)
+
+    def schedule(self, operation: str, *settings: str) -> Schedule:
+        """The schedule of an operation on them, in which neighbours are exchanged as one."""
+        key = (operation, *settings)
+        if key not in self._schedules:
+            entries = [*self.entries, *settings]
+            self._schedules[key] = Schedule(operation, entries, layout=self._layout())
+        return self._schedules[key]
+
+    def _layout(self) -> str:
         """Where parameters lie in their slabs: ranks must join the same neighbours."""
         starts: dict[int, int] = {}
         places = []
