@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..context import current_world
@@ -170,19 +169,20 @@ class Channel:
         incomplete: bool = False,
     ) -> Ticket:
         """Queue a collective; without a schedule it belongs to the one queued before."""
-        ticket, run = self._prepared(schedule, job, group, incomplete)
+        operation = "all_reduce_callback" if schedule is None else schedule.operation
+        ticket, run = self._prepared(operation, schedule, job, group, incomplete)
         assert self._fifo is not None
         self._fifo.submit(ticket, run)
         return ticket
 
     def _prepared(
         self,
+        operation: str,
         schedule: Schedule | None,
         job: Callable[[Transport, Agreement], Any],
         group: str,
         incomplete: bool,
     ) -> tuple[Ticket, Callable[[], Any]]:
-        operation = "all_reduce_callback" if schedule is None else schedule.operation
         found = self._group(operation, group)
         transport = found.transport
         assert transport is not None
@@ -208,29 +208,27 @@ class Channel:
         return ticket, run
 
     def _wait(self, ticket: Ticket) -> Any:
-        with self._dead_after(ticket):
+        try:
             if not ticket.done():
                 self._patience(ticket).wait(ticket)
             return ticket.result()
-
-    def _patience(self, ticket: Ticket) -> Patience:
-        return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
-
-    @contextmanager
-    def _dead_after(self, ticket: Ticket) -> Iterator[None]:
-        """Make the communicator unusable when what the ticket stands for has failed half-way."""
-        assert self._fifo is not None
-        try:
-            yield
         except DeadCommunicatorError as error:
-            self._fifo.dead = str(error)
+            self._die(str(error))
             self._transport("wait").give_up()
             raise
         except CommunicatorError:
             raise
         except Exception as error:
-            self._fifo.dead = f"{ticket.description} failed: {error}"
+            self._die(f"{ticket.description} failed: {error}")
             raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
+
+    def _patience(self, ticket: Ticket) -> Patience:
+        return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
+
+    def _die(self, why: str) -> None:
+        """Refuse all that comes: a collective has ended half-way."""
+        assert self._fifo is not None
+        self._fifo.dead = why
 
     def _follow(self, known: Collection[int]) -> Agreement:
         """What the ranks that have data exchange next."""
@@ -245,20 +243,18 @@ class Channel:
         nbytes: int = sys.maxsize,
     ) -> Any:
         """Do a collective; small all_reduces without the queue where that is idle."""
-        found = self._group(schedule.operation, group)
-        transport, fifo = found.transport, self._fifo
+        transport, fifo = self._group(schedule.operation, group).transport, self._fifo
         assert transport is not None
         assert fifo is not None
         if nbytes > transport.polled_bytes or not fifo.idle:
             return self._wait(self._start(schedule, job, group, incomplete))
-        ticket, run = self._prepared(schedule, job, group, incomplete)
+        ticket, run = self._prepared(schedule.operation, schedule, job, group, incomplete)
         transport.check = self._patience(ticket).check
         try:
-            with self._dead_after(ticket):
-                fifo.run_here(ticket, run)
-                return ticket.result()
+            fifo.run_here(ticket, run)
         finally:
             transport.check = None
+        return self._wait(ticket)
 
 
 def connect() -> Transport:

@@ -34,6 +34,7 @@ from .waiting import TIMEOUT_VARIABLE
 Batch = TypeVar("Batch")
 
 _DEFAULT_TIMEOUT = 300.0  # seconds
+_SMALL_BYTES = 64 * 1024
 
 
 class MultiProcessDataParallelCommunicator(Channel):
@@ -63,8 +64,8 @@ class MultiProcessDataParallelCommunicator(Channel):
             )
         super().__init__(timeout)
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
-        # Lists of parameters that were exchanged before: to describe a long one again takes longer
-        # than to agree on it.
+        # What was exchanged before: to describe it again takes longer than to agree on it. Arrays
+        # that are neither parameters nor small are not kept alive.
         self._known: deque[Arrays] = deque(maxlen=8)
         self._accumulating = False  # inside no_sync
         self._divide_by_active = False  # inside join
@@ -533,7 +534,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                     "pass division=False or cast it to float"
                 )
         arrays = Arrays(items)
-        if arrays.are_parameters():
+        if arrays.nbytes <= _SMALL_BYTES or arrays.are_parameters():
             self._known.appendleft(arrays)
         return arrays
 
