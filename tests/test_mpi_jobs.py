@@ -171,6 +171,35 @@ def test_abort_ends_all_ranks_with_its_status(tmp_path):
     assert not survivors(mark)
 
 
+SWAPPED = """
+    import numpy as np
+    import distnn as nn
+    import distnn.communicators as C
+    import distnn.parametric_functions as PF
+
+    comm = C.MultiProcessDataParallelCommunicator()
+    comm.init()
+    for name in ("first", "second"):
+        PF.affine(nn.Variable((2, 3)), 3, name=name)
+    gradients = [p.grad for p in nn.get_parameters().values()]
+    if comm.rank == 2:
+        gradients[0], gradients[2] = gradients[2], gradients[0]  # of equal shape
+    comm.all_reduce(gradients)
+"""
+
+
+@needs_mpi
+def test_swapped_gradients_end_the_job_with_their_names(tmp_path):
+    finished, mark, seconds = job(tmp_path, SWAPPED, ranks=3)
+    assert seconds < 30
+    assert finished.returncode != 0
+    assert (
+        "[all_reduce] ranks disagree in array 0: first/affine/W (3, 3) float32 on rank 0, 1; "
+        "second/affine/W (3, 3) float32 on rank 2"
+    ) in finished.stderr
+    assert not survivors(mark)
+
+
 HARNESS = """
     import numpy as np
     import pytest
