@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -24,6 +25,7 @@ from . import tcp_board
 from .board import Board, SilentBoard
 
 _CHUNK_BYTES = 2 * 1024 * 1024
+_SPIN = _NAP = 5e-5  # seconds
 
 
 def started_ranks() -> tuple[int, str]:
@@ -105,10 +107,21 @@ class MpiTransport:
         # Non-blocking on all ranks, whoever waits how: it would not match a blocking one.
         request = self._comm.Iallreduce(self._mpi.IN_PLACE, array, op)
         if self.check is None:
-            request.Wait()
+            self._doze(request)
             return
         while not request.Test():
             self.check()
+
+    def _doze(self, request: Any) -> None:
+        """Wait for other ranks, on the communication thread, and leave the core to the main one.
+
+        Every exchange begins with a small one (header.py). MPI would spin there until the last
+        rank has come; what follows has all ranks and is short.
+        """
+        end = time.perf_counter() + _SPIN
+        while not request.Test():
+            if time.perf_counter() > end:
+                time.sleep(_NAP)
 
     def reduce(self, array: np.ndarray, root: int) -> None:
         for chunk in _chunks(array):
