@@ -107,7 +107,7 @@ def test_large_gradients_go_in_pieces(transport, monkeypatch):
 
 
 def test_bfloat16_is_that_of_pytorch():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the oracle: pip install torch==2.13.0")
     rng = np.random.RandomState(0)
     bits = rng.randint(0, 2**32, 200_000, np.uint64).astype(np.uint32)
     bits[:6] = [0, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x3F808000, 0x3F818000]  # infinities, ties

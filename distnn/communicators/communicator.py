@@ -20,7 +20,7 @@ from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
 from ..ndarray import NdArray
 from .buckets import AllReduceCallback
 from .channel import Channel, connect
-from .exchange import Arrays, Reducer, present_anywhere, reduce_arrays, sum_exactly
+from .exchange import Arrays, Description, Reducer, present_anywhere, reduce_arrays, sum_exactly
 from .header import Agreement, Schedule
 from .join import join
 from .scalars import all_reduce_scalars
@@ -34,7 +34,6 @@ from .waiting import TIMEOUT_VARIABLE
 Batch = TypeVar("Batch")
 
 _DEFAULT_TIMEOUT = 300.0  # seconds
-_SMALL_BYTES = 64 * 1024
 
 
 class MultiProcessDataParallelCommunicator(Channel):
@@ -64,9 +63,8 @@ class MultiProcessDataParallelCommunicator(Channel):
             )
         super().__init__(timeout)
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
-        # What was exchanged before: to describe it again takes longer than to agree on it. Arrays
-        # that are neither parameters nor small are not kept alive.
-        self._known: deque[Arrays] = deque(maxlen=8)
+        # What was exchanged before: to describe it again takes longer than to agree on it.
+        self._known: deque[Description] = deque(maxlen=8)
         self._accumulating = False  # inside no_sync
         self._divide_by_active = False  # inside join
         self._consistency_calls = 0
@@ -140,7 +138,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                 reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
 
         plain = reducer is None and not reproducible
-        nbytes = arrays.nbytes if plain else sys.maxsize
+        nbytes = arrays.description.nbytes if plain else sys.maxsize
         self._run(schedule, job, group, not all(present), nbytes)
 
     def virtual_workers(
@@ -520,8 +518,8 @@ class MultiProcessDataParallelCommunicator(Channel):
     def _arrays(self, operation: str, data: Any, division: bool) -> Arrays:
         items = [data] if isinstance(data, NdArray) else list(data)
         for known in self._known:
-            if known.are(items) and (known.floats or not division):
-                return known
+            if known.fits(items) and (known.floats or not division):
+                return Arrays(items, known)
         for i, item in enumerate(items):
             if not isinstance(item, NdArray):
                 raise DtypeError(
@@ -534,8 +532,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                     "pass division=False or cast it to float"
                 )
         arrays = Arrays(items)
-        if arrays.nbytes <= _SMALL_BYTES or arrays.are_parameters():
-            self._known.appendleft(arrays)
+        self._known.appendleft(arrays.description)
         return arrays
 
     def _check_list(self, operation: str, one: Arrays, several: Arrays, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import is_
@@ -33,46 +34,62 @@ class Reducer:
         raise NotImplementedError
 
 
-class Arrays:
-    """Arrays in the order in which all ranks have them."""
+class Description:
+    """What ranks compare of a list of arrays; it does not keep them alive."""
 
     def __init__(self, items: Sequence[NdArray]) -> None:
-        self.items = list(items)
-        self._dtypes = [item.dtype for item in self.items]
-        self.entries = [_describe(item) for item in self.items]
-        self.nbytes = sum(item.size * item.dtype.itemsize for item in self.items)
+        self._items = [weakref.ref(item) for item in items]
+        self._storages = [weakref.ref(item._storage) for item in items]
+        self._dtypes = [item.dtype for item in items]
         self.floats = all(dtype.kind == "f" for dtype in self._dtypes)
+        self.entries = [_describe(item) for item in items]
+        self.nbytes = sum(item.size * item.dtype.itemsize for item in items)
         self._schedules: dict[tuple[str, ...], Schedule] = {}
 
-    def are(self, items: Sequence[NdArray]) -> bool:
+    def fits(self, items: Sequence[NdArray]) -> bool:
         """Whether these are the arrays, as they were described."""
         return (
-            len(items) == len(self.items)
-            and all(map(is_, items, self.items))
-            and all(map(is_, (item.dtype for item in items), self._dtypes))
+            len(items) == len(self._items)
+            and all(map(is_, items, [item() for item in self._items]))
+            and all(map(is_, [item._storage for item in items], [s() for s in self._storages]))
+            and all(map(is_, [item.dtype for item in items], self._dtypes))
         )
 
-    def are_parameters(self) -> bool:
-        """Whether all lie in slabs: to keep them in mind keeps no memory."""
-        return all(item._storage.home is not None for item in self.items)
-
-    def schedule(self, operation: str, *settings: str) -> Schedule:
+    def schedule(self, items: Sequence[NdArray], operation: str, *settings: str) -> Schedule:
         """The schedule of an operation on them, in which neighbours are exchanged as one."""
         key = (operation, *settings)
         if key not in self._schedules:
             entries = [*self.entries, *settings]
-            self._schedules[key] = Schedule(operation, entries, layout=self._layout())
+            self._schedules[key] = Schedule(operation, entries, layout=_layout(items))
         return self._schedules[key]
 
-    def _layout(self) -> str:
-        """Where parameters lie in their slabs: ranks must join the same neighbours."""
-        starts: dict[int, int] = {}
-        places = []
-        for item in self.items:
-            home = item._storage.home
-            if home is not None:
-                places.append(home.start - starts.setdefault(id(home.memory), home.start))
-        return " ".join(map(str, places))
+
+def _layout(items: Sequence[NdArray]) -> str:
+    """Where parameters lie in their slabs: ranks must join the same neighbours."""
+    starts: dict[int, int] = {}
+    places = []
+    for item in items:
+        home = item._storage.home
+        if home is not None:
+            places.append(home.start - starts.setdefault(id(home.memory), home.start))
+    return " ".join(map(str, places))
+
+
+class Arrays:
+    """Arrays in the order in which all ranks have them."""
+
+    def __init__(self, items: Sequence[NdArray], description: Description | None = None) -> None:
+        self.items = list(items)
+        self.description = description or Description(self.items)
+
+    @property
+    def entries(self) -> list[str]:
+        """Name, shape and dtype of each."""
+        return self.description.entries
+
+    def schedule(self, operation: str, *settings: str) -> Schedule:
+        """The schedule of an operation on them, in which neighbours are exchanged as one."""
+        return self.description.schedule(self.items, operation, *settings)
 
     def present(self) -> list[bool]:
         """For each array whether it has values here."""
