@@ -30,7 +30,7 @@ run python -m pytest -q -p no:cacheprovider tests
 
 for ranks in 2 4; do
     step "MPI tests on $ranks ranks"
-    run distnn-launch -n "$ranks" --timeout 300 --tee 0 \
+    run distnn-launch -n "$ranks" --timeout 600 --tee 0 \
         -m pytest -q -p no:cacheprovider --with-mpi -m mpi tests
 done
 
