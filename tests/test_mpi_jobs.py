@@ -47,7 +47,7 @@ MISSING = """
     if comm.rank == 1:
         {missing}
     try:
-        comm.bcast(array, 0)
+        {collective}
     except Exception as error:
         print(f"rank {{comm.rank}} got {{type(error).__name__}}: {{error}}", flush=True)
         {then}
@@ -60,6 +60,13 @@ CONNECTS = """
 
     C.MultiProcessDataParallelCommunicator().init()
 """
+
+
+def missing_rank(
+    timeout: float, missing: str, then: str = "raise", collective: str = "comm.bcast(array, 0)"
+) -> str:
+    """A program in which rank 1 does `missing` while the others do the collective."""
+    return MISSING.format(timeout=timeout, missing=missing, then=then, collective=collective)
 
 
 def run(tmp_path: Path, text: str, command: list[str], changes: dict | None = None):
@@ -104,12 +111,17 @@ def test_an_uncaught_exception_on_one_rank_ends_all_ranks(failure, tmp_path):
 
 @needs_mpi
 @pytest.mark.parametrize("then", ["raise", "pass"])
-def test_a_late_rank_is_named_prints_its_stack_and_is_ended(then, tmp_path):
-    text = MISSING.format(timeout=2, missing="read_data_for_long()", then=then)
+@pytest.mark.parametrize(
+    ("collective", "name"),
+    [("comm.bcast(array, 0)", "bcast from rank 0"), ("comm.all_reduce(array)", "all_reduce")],
+    ids=["on the communication thread", "polled by the main thread"],
+)
+def test_a_late_rank_is_named_prints_its_stack_and_is_ended(collective, name, then, tmp_path):
+    text = missing_rank(2, "read_data_for_long()", then, collective)
     finished, mark, seconds = job(tmp_path, text, ranks=3)
     assert seconds < 30
     assert finished.returncode != 0
-    assert "[bcast from rank 0 no. 2] did not end within 2 seconds" in finished.stdout
+    assert f"[{name} no. 2] did not end within 2 seconds" in finished.stdout
     assert "rank 1 is late: it left all_reduce no. 1" in finished.stdout
     assert "in read_data_for_long" in finished.stderr
     assert not survivors(mark)
@@ -117,7 +129,7 @@ def test_a_late_rank_is_named_prints_its_stack_and_is_ended(then, tmp_path):
 
 @needs_mpi
 def test_a_frozen_rank_is_named_and_ended(tmp_path):
-    text = MISSING.format(timeout=1, missing="os.kill(os.getpid(), signal.SIGSTOP)", then="raise")
+    text = missing_rank(1, "os.kill(os.getpid(), signal.SIGSTOP)")
     finished, mark, seconds = job(tmp_path, text)
     assert seconds < 30
     assert finished.returncode != 0
@@ -126,9 +138,10 @@ def test_a_frozen_rank_is_named_and_ended(tmp_path):
 
 
 @needs_mpi
+@pytest.mark.parametrize("collective", ["comm.bcast(array, 0)", "comm.all_reduce(array)"])
 @pytest.mark.parametrize("missing", ["sys.exit(3)", "sys.exit(0)"])
-def test_a_rank_that_leaves_early_is_noticed_before_the_deadline(missing, tmp_path):
-    text = MISSING.format(timeout=300, missing=missing, then="raise")
+def test_a_rank_that_leaves_early_is_noticed_before_the_deadline(missing, collective, tmp_path):
+    text = missing_rank(300, missing, collective=collective)
     finished, mark, seconds = job(tmp_path, text)
     assert seconds < 30
     assert finished.returncode != 0
@@ -164,7 +177,7 @@ def test_an_mpi_without_threads_is_refused(tmp_path):
 
 @needs_mpi
 def test_abort_ends_all_ranks_with_its_status(tmp_path):
-    text = MISSING.format(timeout=300, missing="comm.abort(7)", then="raise")
+    text = missing_rank(300, "comm.abort(7)")
     finished, mark, seconds = job(tmp_path, text)
     assert seconds < 30
     assert finished.returncode == 7
