@@ -8,6 +8,12 @@ import distnn.solvers as S
 
 from . import calling as _calling
 from . import operators as _operators
+from .autotune import (
+    get_autotune,
+    get_autotune_choices,
+    set_autotune,
+    set_autotune_choices,
+)
 from .communicators.data_parallel import data_parallel
 from .context import (
     Context,
@@ -31,6 +37,7 @@ from .hooks import (
     unset_solver_post_hook,
     unset_solver_pre_hook,
 )
+from .interchange import from_dlpack
 from .ndarray import NdArray
 from .parameter import (
     clear_parameters,

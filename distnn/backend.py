@@ -5,34 +5,99 @@ Functions never ask which backend they run on; they use the `xp` it hands them.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
+from . import transfer
 from .errors import ContextError
-from .formula import run_chunks
+from .formula import Assignments, run_chunks
+from .function import Function
 from .memory import pool
-from .namespace import NumpyNamespace
+from .namespace import NumpyNamespace, raise_label_error
+from .random import Draw
 
-_DTYPES = {"float": np.float32, "half": np.float16, "double": np.float64}
+_DTYPES = {
+    "float": np.float32,
+    "half": np.float16,
+    "mixed_half": np.float16,  # NNabla's: parameters stay float32, which they do with half as well
+    "double": np.float64,
+}
 
 
 class Backend:
     """Abstract: the arrays, their float dtype and where their memory comes from."""
 
-    name: str
+    device = 0  # its number
+    name: str  # of the memory: parameters of backends of one name share slabs
     dtype: np.dtype  # of function outputs
     parameter_dtype: np.dtype  # of parameters and their gradients
-    xp: NumpyNamespace
+    xp: Any
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def select(self) -> None:
+        """Make the calling thread work on this backend's device."""
+
+    def holds(self, array: Any) -> bool:
+        """True if `array` lies in this backend's memory."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An uninitialised C-contiguous array."""
         raise NotImplementedError
 
-    def zeros(self, size: int, dtype: np.dtype) -> np.ndarray:
+    def zeros(self, size: int, dtype: np.dtype) -> Any:
         """A flat array of zeros whose memory is not touched before it is written."""
         raise NotImplementedError
 
-    def add(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        """out = a + b, rounded to the dtype of out."""
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype) -> Any:
+        """An array filled with a number."""
+        raise NotImplementedError
+
+    def add(self, a: Any, b: Any, out: Any) -> None:
+        """out = a + b, rounded to the dtype of out; a and b may lie elsewhere."""
+        raise NotImplementedError
+
+    def convert(self, array: Any, dtype: np.dtype) -> Any:
+        """A copy of `array`, wherever it lies, in this backend's memory and in `dtype`."""
+        raise NotImplementedError
+
+    def owned(self, array: Any, dtype: np.dtype) -> Any:
+        """`array` itself if it is of `dtype` and lies in this backend's memory, else a copy."""
+        if array.dtype == dtype and self.holds(array):
+            return array
+        return self.convert(array, dtype)
+
+    def packed(self, array: Any) -> Any:
+        """`array`, or a C-contiguous copy where a fast backward needs its gradients to be so."""
+        return array
+
+    def whole_numbers(self, array: Any, message: str) -> Any:
+        """Floats of this backend as int64; LabelError(message) where they are not whole.
+
+        `{value}` in the message stands for the first value that is not.
+        """
+        raise NotImplementedError
+
+    def implementation(self, function: Function) -> Any:
+        """What carries out `function` here: an object with its forward and backward."""
+        raise NotImplementedError
+
+    def draw(self, draw: Draw) -> Any:
+        """The random numbers of a draw, as arrays of this backend."""
+        raise NotImplementedError
+
+    def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
+        """Run a rule on each job: its arrays, written in place, and its numbers."""
+        raise NotImplementedError
+
+    def sums_of_squares(self, arrays: Sequence[Any]) -> list[float]:
+        """The sum of squares of each array, in float64."""
+        raise NotImplementedError
+
+    def any_of(self, test: str, arrays: Sequence[Any]) -> bool:
+        """True if some element is infinite ("isinf"), NaN ("isnan") or either ("not isfinite")."""
         raise NotImplementedError
 
 
@@ -43,18 +108,16 @@ class CpuBackend(Backend):
     xp = NumpyNamespace()
 
     def __init__(self, type_config: str) -> None:
-        if type_config not in _DTYPES:
-            raise ContextError(
-                f"[Context] type_config is {type_config!r}; the cpu backend knows "
-                f"{', '.join(sorted(_DTYPES))}"
-            )
         self.type_config = type_config
-        self.dtype = np.dtype(_DTYPES[type_config])
+        self.dtype = float_dtype("cpu", type_config)
         # Half precision is for activations; an optimizer needs float32 weights.
         self.parameter_dtype = np.dtype(np.float64 if type_config == "double" else np.float32)
 
     def __repr__(self) -> str:
         return f"cpu:{self.type_config}"
+
+    def holds(self, array: Any) -> bool:
+        return isinstance(array, np.ndarray)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return pool.empty(shape, dtype)
@@ -62,9 +125,62 @@ class CpuBackend(Backend):
     def zeros(self, size: int, dtype: np.dtype) -> np.ndarray:
         return np.zeros(size, dtype)
 
-    def add(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        run_chunks(_add, out, (a, b))
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype) -> np.ndarray:
+        return np.full(shape, value, dtype)
+
+    def add(self, a: Any, b: Any, out: np.ndarray) -> None:
+        run_chunks(_add, out, (transfer.to_host(a), transfer.to_host(b)))
+
+    def convert(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        if transfer.on_host(array):
+            return array.astype(dtype, order="C")
+        return transfer.to_host(array).astype(dtype, copy=False)
+
+    def whole_numbers(self, array: np.ndarray, message: str) -> np.ndarray:
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise_label_error(array[whole != array], message)
+        return whole
+
+    def implementation(self, function: Function) -> Function:
+        return function
+
+    def draw(self, draw: Draw) -> Draw:
+        return draw
+
+    def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
+        for arrays, numbers in jobs:
+            rule.run(arrays, numbers)
+
+    def sums_of_squares(self, arrays: Sequence[np.ndarray]) -> list[float]:
+        return [float(np.add.reduce(np.square(a.reshape(-1), dtype=np.float64))) for a in arrays]
+
+    def any_of(self, test: str, arrays: Sequence[np.ndarray]) -> bool:
+        return any(bool(_TESTS[test](a).any()) for a in arrays)
+
+
+_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "isinf": np.isinf,
+    "isnan": np.isnan,
+    "not isfinite": lambda a: ~np.isfinite(a),
+}
 
 
 def _add(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     np.add(a, b, out=out, casting="same_kind")
+
+
+def float_dtype(name: str, type_config: str) -> np.dtype:
+    """The dtype of function outputs; raises ContextError for an unknown type configuration."""
+    if type_config not in _DTYPES:
+        raise ContextError(
+            f"[Context] type_config is {type_config!r}; the {name} backend knows "
+            f"{', '.join(sorted(_DTYPES))}"
+        )
+    return np.dtype(_DTYPES[type_config])
+
+
+@functools.cache
+def cpu_backend(type_config: str) -> CpuBackend:
+    """The backend of the host, made once for each type configuration."""
+    return CpuBackend(type_config)

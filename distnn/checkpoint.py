@@ -1,17 +1,16 @@
 """Checkpoints: all that training depends on, in one file, so that it goes on with the same bits.
 
 In it are all parameters of the World, buffers included; states, step counts and learning rates of
-solvers; the random numbers' seed and counters; the data iterator's position; and what else keeps a
-state (`others`). Of several ranks, rank 0 writes and reads the file. What a rank has that differs
-from rank 0 (its position in the data, running statistics of its part of the batch) is in it too.
-
-Not in it: draws of random functions that were given a seed of their own, which begin anew.
+solvers; the random numbers' seed and counters; the data iterator's position; what compressions of
+gradients keep (error feedback); and what else keeps a state (`others`). Of several ranks, rank 0
+writes and reads the file. What a rank has that differs from rank 0 (its position in the data,
+running statistics of its part of the batch) is in it too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,7 +21,9 @@ from .communicators.state import State, checksum
 from .context import current_world
 from .data import DataIterator
 from .errors import CheckpointError, DistnnError
+from .logger import logger
 from .parameter import get_parameters
+from .random import get_state, set_state
 
 if TYPE_CHECKING:
     from .communicators.communicator import MultiProcessDataParallelCommunicator
@@ -52,8 +53,7 @@ def save(
         iterator: a data iterator; each rank its own.
         comm: a communicator; None saves this rank alone. The others wait while rank 0 writes, at
             most for the communicator's timeout.
-        others: name -> object with get_states() and set_states(...), of plain values and arrays;
-            error feedback of compressed gradients for example.
+        others: name -> object with get_states() and set_states(...), of plain values and arrays.
         keep: how many checkpoints to keep: `path` is the newest, `name.1.ending` the one before.
         extra: values of your own, that `resume` returns: `iteration=i`. Of rank 0.
     Raises: CheckpointError, on all ranks, where the file cannot be written.
@@ -72,10 +72,11 @@ def save(
         raise CheckpointError(f"[save] keep is {keep!r}; pass an int of 1 or more")
     path = os.fspath(path)
     state = State("save", solver)
-    memory = dict(zip(state.paths, state.memory(), strict=True))
+    memory = dict(zip(state.paths, state.values(), strict=True))
     own = {
-        "random": _random_state(),
+        "random": get_state(),
         "iterator": None if iterator is None else iterator.get_state(),
+        "compressions": [{"kind": c.describe(), **c.get_states()} for c in _compressions()],
         "others": {name: item.get_states() for name, item in (others or {}).items()},
     }
     digests = [checksum(array) for array in memory.values()]
@@ -128,9 +129,10 @@ def resume(
 ) -> dict[str, Any]:
     """Take over the state of a checkpoint; build the network and the solvers as before first.
 
-    All ranks call it. Rank 0 reads the file and broadcasts it. Everything is checked before
-    anything is changed. On another number of ranks pass iterator=None and others=None, since those
-    belong to single ranks; buffers that differed are then those of rank 0.
+    And compressions of gradients. All ranks call it. Rank 0 reads the file and broadcasts it.
+    Everything is checked before anything is changed. On another number of ranks pass iterator=None
+    and others=None, since those belong to single ranks; buffers that differed are then those of
+    rank 0, and compressions begin anew.
 
     Args:
         path, solver, iterator, comm, others: as of `save`; what was saved with None, or is of no
@@ -162,6 +164,8 @@ def resume(
             )
         mine = values["ranks"][rank if same_size else 0]
         _check(path, state, own, values)
+        if same_size:
+            _check_compressions(path, mine["compressions"])
         if iterator is not None and mine["iterator"] is None:
             raise CheckpointError(f"[resume] {path!r} was saved without iterator; pass None")
         missing = sorted(set(others or {}) - set(mine["others"]))
@@ -174,9 +178,7 @@ def resume(
         return own, values, mine
 
     own, values, mine = _on_all("checkpoint.resume fits", comm, fit)
-    for memory, name in zip(state.memory(), state.paths, strict=True):
-        memory[...] = own[name]
-    state.written()
+    state.take(own[name] for name in state.paths)
     for name, parameter in _parameters().items():
         parameter.need_grad = values["need_grad"][name]
     for item, saved in zip(state.solvers, values["solvers"], strict=False):
@@ -185,7 +187,10 @@ def resume(
         iterator.set_state(mine["iterator"])
     for name, other in (others or {}).items():
         other.set_states(mine["others"][name])
-    _set_random_state(mine["random"])
+    if len(values["ranks"]) == size:
+        for compression, saved in zip(_compressions(), mine["compressions"], strict=False):
+            compression.set_states(saved)
+    set_state(mine["random"])
     return values["extra"]
 
 
@@ -193,22 +198,26 @@ def _parameters() -> dict[str, Any]:
     return get_parameters(current_world().parameters, grad_only=False)
 
 
-def _random_state() -> dict[str, Any]:
-    world = current_world()
-    generator = world._parameter_generator
-    return {
-        "seed": world.seed,
-        "draws": world.draws,
-        "parameters": None if generator is None else generator.get_state(legacy=False),
-    }
+def _compressions() -> list[Any]:
+    return list(current_world().compressions.values())
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    world = current_world()
-    world.seed = state["seed"]
-    world.draws = state["draws"]
-    if state["parameters"] is not None:
-        world.parameter_generator.set_state(state["parameters"])
+def _check_compressions(path: str, saved: Sequence[Mapping[str, Any]]) -> None:
+    here, there = [c.describe() for c in _compressions()], [states["kind"] for states in saved]
+    if here == there:
+        return
+    if here and there:
+        raise CheckpointError(
+            f"[resume] here are the compressions {here} but in {path!r} {there}; make the same "
+            "ones, in the same order, before resume"
+        )
+    if any(states["residuals"] for states in saved):
+        logger.warning(
+            "%r has error feedback of %s but no compression was made before resume: what was not "
+            "sent yet is lost",
+            path,
+            there,
+        )
 
 
 def _check(path: str, state: State, saved: Mapping[str, Any], values: Mapping[str, Any]) -> None:

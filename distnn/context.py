@@ -8,7 +8,8 @@ each other. Threads that distnn starts run in a copy of their creator's context.
 
 from __future__ import annotations
 
-import functools
+import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .ndarray import Storage
 
+PRECISIONS = ("highest", "tf32", "bf16", "fp16")
 DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank
 
 
@@ -36,9 +38,13 @@ class World:
         self.communicator: Any = None
         self.backward_callbacks: list[Any] = []  # of every backward that is given none itself
         self.transport: Any = None  # of a rank that is a thread
+        # Compressions of gradients that live, in order of creation: checkpoints save their states.
+        self.compressions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._parameter_generator: np.random.RandomState | None = None
         self.seed = DEFAULT_SEED
         self.draws = 0
+        # Static calls of random functions with a seed of their own: they count their draws.
+        self.seeded: weakref.WeakSet[Any] = weakref.WeakSet()
         self.virtual_worker: int | None = None  # inside a loop over virtual workers
         self.before_effect: Callable[[Storage], None] | None = None  # told of what will change
 
@@ -52,6 +58,17 @@ class World:
     @parameter_generator.setter
     def parameter_generator(self, generator: np.random.RandomState) -> None:
         self._parameter_generator = generator
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this rank among those of its machine, also before the ranks are connected."""
+        ranks = self.transport if self.communicator is None else self.communicator
+        if ranks is not None:
+            return ranks.local_rank
+        from .launcher.place import place_of
+
+        place = place_of(os.environ)
+        return 0 if place is None else place.local_rank
 
     @property
     def worker(self) -> int:
@@ -74,7 +91,13 @@ class Context:
         backend: backends in order of preference, each `"<name>:<type_config>"`; default
             `["cpu:float"]`. The type configuration is float (float32), half (float16) or double.
         array_class: kept for NNabla's scripts; the backend decides.
-        device_id: number of the device, as text or int.
+        device_id: number of the device, as text or int; "auto" is that of this rank: its number
+            among the ranks of this machine. Where a rank sees one GPU only, as launchers and Slurm
+            arrange it, it is that one.
+        precision: of products of matrices and convolutions on a GPU. "highest" is float32;
+            "tf32" rounds their inputs to 10 bits of mantissa, on tensor cores. "bf16" and "fp16"
+            make the results of all functions bfloat16 or float16; parameters, their gradients and
+            sums inside of functions stay float32.
 
     >>> import distnn as nn
     >>> nn.Context(["cpu:float"]).backend
@@ -86,27 +109,30 @@ class Context:
         backend: list[str] | str | None = None,
         array_class: str = "",
         device_id: str | int = "0",
+        precision: str = "highest",
     ) -> None:
         if backend is None:
             backend = ["cpu:float"]
         self.backend = [backend] if isinstance(backend, str) else list(backend)
         self.array_class = array_class
         self.device_id = str(device_id)
+        self.precision = precision
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
         object.__setattr__(self, "_resolved", None)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in ("backend", "array_class", "device_id"):
+        if name not in ("backend", "array_class", "device_id", "precision"):
             raise ArgumentError(
-                f"[Context] has no {name!r}; use 'backend', 'array_class' or 'device_id'"
+                f"[Context] has no {name!r}; use 'backend', 'array_class', 'device_id' or "
+                "'precision'"
             )
         return getattr(self, name)
 
     @property
-    def _key(self) -> tuple:
-        return (tuple(self.backend), self.array_class, self.device_id)
+    def _key(self) -> tuple[tuple[str, ...], str, str, str]:
+        return (tuple(self.backend), self.array_class, self.device_id, self.precision)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Context) and self._key == other._key
@@ -116,29 +142,49 @@ class Context:
 
     def __repr__(self) -> str:
         rest = f"array_class={self.array_class!r}, device_id={self.device_id!r}"
+        if self.precision != "highest":
+            rest += f", precision={self.precision!r}"
         return f"Context({self.backend}, {rest})"
 
     def resolve(self) -> Backend:
         """The backend that carries this context out; raises ContextError if there is none here."""
         resolved: Backend | None = self._resolved  # type: ignore[attr-defined]
         if resolved is None:
-            resolved = _resolve(*self._key)
+            # To number 0 it does not matter, and nearly all contexts have that.
+            local_rank = 0 if self.device_id == "0" else _world.get().local_rank
+            resolved = _resolve(*self._key, local_rank)
             object.__setattr__(self, "_resolved", resolved)
         return resolved
 
 
-@functools.cache
-def _resolve(backends: tuple[str, ...], array_class: str, device_id: str) -> Backend:
-    from .backend import CpuBackend
+def _resolve(
+    backends: tuple[str, ...], array_class: str, device_id: str, precision: str, local_rank: int
+) -> Backend:
+    from .backend import cpu_backend
+
+    if precision not in PRECISIONS:
+        raise ContextError(
+            f"[Context] precision is {precision!r}; use one of {', '.join(map(repr, PRECISIONS))}"
+        )
 
     for text in backends:
         name, _, type_config = text.partition(":")
         if name == "cpu":
-            return CpuBackend(type_config or "float")
+            if precision == "bf16":
+                raise ContextError(
+                    "[Context] precision 'bf16' needs a GPU; on the CPU use 'highest' or 'fp16'"
+                )
+            halved = precision == "fp16" and type_config in ("", "float")
+            return cpu_backend("half" if halved else type_config or "float")
         if name in ("cuda", "cudnn"):
-            from .ext_utils import require_gpu
+            from .ext_utils import require_cupy
 
-            require_gpu(name)
+            require_cupy(name)
+            from .cuda.backend import cuda_backend
+            from .cuda.device import device_number
+
+            device = device_number(device_id, local_rank)
+            return cuda_backend(type_config or "float", device, precision)
     raise ContextError(
         f"[Context] no backend of {list(backends)} is known; use 'cpu', for example "
         "Context(['cpu:float'])"
@@ -187,7 +233,7 @@ def set_default_context(ctx: Context) -> None:
             "[set_default_context] cannot change the default inside a context_scope, which would "
             "hide it; leave the scope first"
         )
-    ctx.resolve()  # fails now, at the user's line, if ctx cannot be used here
+    ctx.resolve().select()  # fails now, at the user's line, if ctx cannot be used here
     _world.get().context = ctx
 
 
@@ -201,12 +247,13 @@ def context_scope(ctx: Context) -> Iterator[None]:
     ['cpu:double']
     """
     _check_context("context_scope", ctx)
-    ctx.resolve()
+    ctx.resolve().select()
     token = _context.set(ctx)
     try:
         yield
     finally:
         _context.reset(token)
+        current_backend().select()
 
 
 def _check_context(function: str, ctx: object) -> None:

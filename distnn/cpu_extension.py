@@ -6,7 +6,7 @@ from .context import Context
 from .memory import pool
 
 
-def context(device_id: str | int = "0", type_config: str = "float") -> Context:
+def context(device_id: str | int = "auto", type_config: str = "float") -> Context:
     """The context of the CPU; see ext_utils.get_extension_context."""
     from .ext_utils import get_extension_context
 

@@ -74,3 +74,7 @@ class DeadCommunicatorError(CommunicatorError):
 
 class MissingExtraError(DistnnError, ImportError):
     """An optional package is missing; the message says which `pip install` brings it."""
+
+
+class DeviceMemoryError(DistnnError, MemoryError):
+    """A device has too little free memory; the message says what takes it."""

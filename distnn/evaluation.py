@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import LabelError, ShapeError
+from . import transfer
+from .backend import Backend
+from .errors import ShapeError
 from .function import Setup
 from .memory import owns_memory
 from .ndarray import NdArray, Storage
+
+_INDEX = np.dtype(np.int64)
 
 
 def run_forward(
@@ -26,32 +30,34 @@ def run_forward(
     if declaration.takes_out:
         outs = [
             data._storage.array
-            if data._storage.array is not None
-            else data._storage.allocate(data._storage.dtype)
+            if data._storage.array is not None and backend.holds(data._storage.array)
+            else data._storage.allocate(data._storage.dtype, backend)
             for data in results
         ]
         options = {**options, "out": outs[0] if len(outs) == 1 else tuple(outs)}
     if setup.scratch:
         options = {**options, "scratch": backend.empty((setup.scratch,), np.dtype(np.uint8))}
-    returned = setup.function.forward(backend.xp, *values, **options)
+    returned = setup.implementation.forward(backend.xp, *values, **options)
     if not isinstance(returned, tuple):
         returned = (returned,)
     for i, data in enumerate(results):
         if outs and returned[i] is outs[i]:
             data._storage.written()
         else:
-            _store(data._storage, returned[i], values)
+            _store(data._storage, returned[i], values, backend)
     return returned[len(results) :]
 
 
-def _store(storage: Storage, result: Any, inputs: Iterable[Any]) -> None:
+def _store(storage: Storage, result: Any, inputs: Iterable[Any], backend: Backend) -> None:
     """Make `result`, which a function allocated itself, the content of `storage`."""
     array = storage.array
+    values = backend.xp.asarray(result, storage.dtype)
     if array is not None and storage.exported and array.dtype == storage.dtype:
-        np.copyto(array, result, "same_kind")  # somebody's `.d` of a static graph stays live
+        transfer.copy(array, values)  # somebody's `.d` of a static graph stays live
         storage.written()
         return
-    values = np.asarray(result, storage.dtype, order="C")
+    if not values.flags.c_contiguous:
+        values = values.copy(order="C")
     if values.shape != storage.shape:
         raise ShapeError(
             f"a function returned shape {values.shape} but its setup promised {storage.shape}"
@@ -60,19 +66,15 @@ def _store(storage: Storage, result: Any, inputs: Iterable[Any]) -> None:
     if owns_memory(values) and not any(values is x for x in inputs):
         storage.place(values)
     else:
-        np.copyto(storage.allocate(storage.dtype), values)
+        transfer.copy(storage.allocate(storage.dtype, backend), values)
         storage.written()
 
 
-def read_indices(data: NdArray, function: str, name: str) -> np.ndarray:
+def read_indices(data: NdArray, backend: Backend, function: str, name: str) -> Any:
     """Labels or indices as int64; floats must be whole numbers."""
+    if data.dtype.kind in "iub":
+        return data.read(_INDEX, backend)
     array = data.read(data.dtype)
-    if array.dtype.kind in "iub":
-        return array.astype(np.int64) if array.dtype != np.int64 else array
-    indices = array.astype(np.int64)
-    if not np.array_equal(indices, array):
-        raise LabelError(
-            f"[{function}] {name} holds {float(array[indices != array].flat[0])!r}; labels and "
-            "indices are whole numbers"
-        )
-    return indices
+    holder = backend if backend.holds(array) else transfer.backend_of(array)
+    message = f"[{function}] {name} holds {{value}}; labels and indices are whole numbers"
+    return backend.owned(holder.whole_numbers(array, message), _INDEX)

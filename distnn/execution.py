@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from . import transfer
+from .backend import Backend
 from .derivative import environment, gradients_by_rules
 from .errors import GraphError
 from .graph import Hook, Node, Value, version
@@ -207,17 +209,16 @@ class Execution:
             for callback in callbacks:
                 callback.finish()
 
-    def _outer(
-        self, gradients: list[_Gradient | None], node: Node, index: int, slot: int
-    ) -> np.ndarray | None:
-        """The gradient that comes in for an output of `node`."""
+    def _outer(self, gradients: list[_Gradient | None], node: Node, index: int, slot: int) -> Any:
+        """The gradient that comes in for an output of `node`; None if there is none."""
         gradient = None if slot < 0 else gradients[slot]
         if gradient is None:
             return None
-        dtype = node.setup.results[index].dtype
-        if gradient.array.dtype != dtype:  # it comes from a function of another context
-            gradient.array, gradient.own = gradient.array.astype(dtype), True
-        return gradient.array
+        setup = node.setup
+        array = setup.backend.owned(gradient.array, setup.results[index].dtype)
+        if array is not gradient.array:  # it comes from a function of another context
+            gradient.array, gradient.own = array, True
+        return array
 
     def _keep_gradients(
         self,
@@ -239,7 +240,7 @@ class Execution:
         self,
         step: BackwardStep,
         node: Node,
-        outer: list[np.ndarray | None],
+        outer: list[Any],
         gradients: list[_Gradient | None],
     ) -> None:
         """Compute and deliver the gradients of one node's inputs."""
@@ -248,25 +249,26 @@ class Execution:
         arrays = node.kept_arrays()
         reads = setup.reads(step.need)
         if reads.fast:
-            names = environment(setup, arrays, outer, node.operands)
+            packed = [None if gradient is None else backend.packed(gradient) for gradient in outer]
+            names = environment(setup, arrays, packed, node.operands)
             declaration = setup.declaration
             assert declaration.backward_reads is not None
-            outs: list[np.ndarray | None] = [None] * len(setup.input_shapes)
+            outs: list[Any] = [None] * len(setup.input_shapes)
             for c in step.contributions:
                 outs[c.source] = self._memory(c, setup.input_shapes[c.source], backend)
             options = {name: names.get(name) for name in declaration.backward_reads}
             if setup.scratch:
                 options["scratch"] = backend.empty((setup.scratch,), np.dtype(np.uint8))
-            setup.function.backward(  # type: ignore[attr-defined]
+            setup.implementation.backward(
                 backend.xp, reads.need, **options, out=declaration.per_input(outs)
             )
             for c in step.contributions:
-                self._deliver(c, outs[c.source], True, gradients, backend)  # type: ignore[arg-type]
+                self._deliver(c, outs[c.source], True, gradients, backend)
             return
         for i, gradient in enumerate(outer):
             if gradient is None:
                 spec = setup.results[i]
-                outer[i] = np.zeros(spec.shape, spec.dtype)
+                outer[i] = backend.full(spec.shape, 0, spec.dtype)
         names = environment(setup, arrays, outer, node.operands)
         by_source = {c.source: c for c in step.contributions}
         for index, gradient in gradients_by_rules(setup, backend.xp, step.need, names):
@@ -274,7 +276,7 @@ class Execution:
             own = owns_memory(gradient) and not any(gradient is a for a in others)
             self._deliver(by_source[index], gradient, own, gradients, backend)
 
-    def _memory(self, c: Contribution, shape: Any, backend: Any) -> np.ndarray:
+    def _memory(self, c: Contribution, shape: Any, backend: Backend) -> Any:
         """Where a gradient is written: straight into a leaf's, if it is to be overwritten."""
         if c.leaf and c.first:
             grad = self.leaves[c.slot].grad
@@ -282,17 +284,18 @@ class Execution:
             if storage.zeroing and grad._whole() and storage.dtype == backend.dtype:
                 array = storage.array
                 if array is None:
-                    array = storage.allocate(storage.dtype)
-                return grad._view(array)
+                    array = storage.allocate(storage.dtype, backend)
+                if backend.holds(array):
+                    return grad._view(array)
         return backend.empty(shape, backend.dtype)
 
     def _deliver(
         self,
         c: Contribution,
-        array: np.ndarray,
+        array: Any,
         own: bool,
         gradients: list[_Gradient | None],
-        backend: Any,
+        backend: Backend,
     ) -> None:
         """Write or add a contribution; `own` says that nobody else refers to `array`."""
         if c.leaf:
@@ -301,7 +304,7 @@ class Execution:
         present = gradients[c.slot]
         if present is None:
             gradients[c.slot] = _Gradient(array, own)
-        elif present.own:
+        elif present.own and backend.holds(present.array):
             backend.add(present.array, array, present.array)
         else:
             total = backend.empty(array.shape, array.dtype)
@@ -314,34 +317,39 @@ class _Gradient:
 
     __slots__ = ("array", "own")
 
-    def __init__(self, array: np.ndarray, own: bool) -> None:
+    def __init__(self, array: Any, own: bool) -> None:
         self.array = array
         self.own = own  # we may write to it
 
 
 def _seed_gradient(root: Value, seed: Any) -> _Gradient:
     assert root.parent is not None
-    dtype = root.parent.setup.results[root.index].dtype
+    setup = root.parent.setup
+    dtype = setup.results[root.index].dtype
     if np.isscalar(seed):
-        return _Gradient(np.full(root.shape, seed, dtype), True)
-    return _Gradient(np.asarray(seed, dtype), False)
+        return _Gradient(setup.backend.full(root.shape, float(seed), dtype), True)  # type: ignore[arg-type]
+    array = seed if hasattr(seed, "dtype") else np.asarray(seed)
+    return _Gradient(setup.backend.owned(array, dtype), False)
 
 
-def _add_to_leaf(grad: NdArray, array: np.ndarray, first: bool, backend: Any) -> None:
+def _add_to_leaf(grad: NdArray, array: Any, first: bool, backend: Backend) -> None:
     storage = grad._storage
     if first and storage.zeroing and grad._whole():
-        target = storage.array if storage.array is not None else storage.allocate(storage.dtype)
+        target = storage.array
+        if target is None:
+            target = storage.allocate(storage.dtype, backend)
         target = grad._view(target)
-        if array is not target and not _same_memory(array, target):
-            np.copyto(target, array, "same_kind")
+        if array is not target and transfer.address(array) != transfer.address(target):
+            transfer.copy(target, array)
     else:
-        target = grad._view(storage.materialize())
-        backend.add(target, array, target)
+        target = storage.materialize()
+        if not backend.holds(target) and storage.home is None and not storage.exported:
+            storage.place(backend.convert(target, storage.dtype))
+            target = storage.array
+        target = grad._view(target)
+        holder = backend if backend.holds(target) else transfer.backend_of(target)
+        holder.add(target, array, target)
     storage.written()
-
-
-def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.__array_interface__["data"] == b.__array_interface__["data"]
 
 
 def _give(value: Value, gradient: _Gradient) -> None:
@@ -351,4 +359,4 @@ def _give(value: Value, gradient: _Gradient) -> None:
         grad._storage.place(gradient.array)
         gradient.own = False
     else:
-        np.copyto(grad._storage.writable(), gradient.array, "same_kind")
+        transfer.copy(grad._storage.writable(), gradient.array)

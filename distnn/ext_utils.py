@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import ModuleType
 from typing import Any
 
 from .context import Context
-from .errors import ArgumentError, ContextError, MissingExtraError
+from .errors import ArgumentError, MissingExtraError
 
 _EXTENSIONS = ("cpu", "cuda", "cudnn")
 
@@ -22,14 +23,19 @@ def list_extensions() -> list[str]:
 
 
 def get_extension_context(
-    ext_name: str, device_id: str | int = "0", type_config: str = "float", **kw: Any
+    ext_name: str,
+    device_id: str | int = "auto",
+    type_config: str = "float",
+    precision: str = "highest",
+    **kw: Any,
 ) -> Context:
     """The context of an extension.
 
     Args:
         ext_name: "cpu"; "cudnn" and "cuda" are the GPU.
-        device_id: number of the device, as text or int.
+        device_id: number of the device, as text or int; "auto" is this rank's, see Context.
         type_config: "float" (float32), "half" (float16) or "double" (float64).
+        precision: of products and convolutions on a GPU; see Context.
     Raises: MissingExtraError or ContextError, with what to install or do, where the extension
         cannot be used; never a context of another device.
 
@@ -43,33 +49,33 @@ def get_extension_context(
         )
     if kw:
         raise ArgumentError(
-            f"[get_extension_context] got {sorted(kw)}; it takes device_id and type_config"
+            f"[get_extension_context] got {sorted(kw)}; it takes device_id, type_config and "
+            "precision"
         )
-    if name != "cpu":
-        require_gpu(ext_name)
-    ctx = Context([f"{name}:{type_config}"], device_id=device_id)
-    ctx.resolve()
+    ctx = Context([f"{name}:{type_config}"], device_id=device_id, precision=precision)
+    device = ctx.resolve().device
+    if ctx.device_id == "auto":
+        ctx.device_id = str(device)
     return ctx
 
 
 def import_extension_module(ext_name: str) -> ModuleType:
     """The module of an extension: `context`, `synchronize`, `get_devices`, ..."""
-    from . import cpu_extension
+    if ext_name == "cpu":
+        from . import cpu_extension
 
-    if ext_name != "cpu":
-        require_gpu(ext_name)
-    return cpu_extension
+        return cpu_extension
+    require_cupy(ext_name)
+    from .cuda import extension
+
+    return extension
 
 
-def require_gpu(name: str) -> None:
-    """Raise the error that says what is missing for a GPU."""
-    if importlib.util.find_spec("cupy") is None:
+def require_cupy(name: str) -> None:
+    """Raise the error that says what to install for a GPU."""
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") is None:
         raise MissingExtraError(
             f"[get_extension_context] {name!r} needs an NVIDIA GPU and CuPy, which is not "
-            "installed (pip install cupy-cuda13x, or cupy-cuda12x for a CUDA 12 driver); this "
-            "version of distnn has no GPU kernels yet: use 'cpu'"
+            "installed; pip install 'distnn[cuda13]' (or cuda12 for a driver of CUDA 12), or use "
+            "'cpu'"
         )
-    raise ContextError(
-        f"[get_extension_context] {name!r}: this version of distnn has no GPU kernels yet, "
-        "although CuPy is installed; use 'cpu'"
-    )

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -316,7 +317,7 @@ def _compiled(text: str, arrays: tuple[str, ...], numbers: tuple[str, ...]) -> C
     return _executed(f"def kernel({parameters}):\n    {source}\n")
 
 
-def _executed(source: str) -> Callable[..., None]:
+def _executed(source: str) -> Callable[..., Any]:
     scope: dict = {"_np": np, **{f"_{name}": function for name, function in _OURS.items()}}
     exec(compile(source, f"<formula {source!r}>", "exec"), scope)
     return scope["kernel"]
@@ -324,23 +325,41 @@ def _executed(source: str) -> Callable[..., None]:
 
 def _statement(target: str, tree: ast.expr, numbers: set[str]) -> str:
     """`target[...] = tree` as NumPy text; the last operation writes into target."""
-    if _is_number(tree, numbers):
+    if is_number(tree, numbers):
         return f"{target}.fill({_number_text(tree)})"
     if isinstance(tree, ast.Name):
         return f"_np.copyto({target}, {tree.id})"
     if _called(tree) == "where":
         condition, yes, no = _arguments(tree)
-        if _is_number(condition, numbers):
+        if is_number(condition, numbers):
             branches = (_statement(target, branch, numbers) for branch in (yes, no))
             return "({0} if {2} else {1})".format(*branches, _number_text(condition))
         return f"_np.copyto({target}, {_array_text(tree, numbers)}, 'same_kind')"
     return _array_text(tree, numbers, out=target)
 
 
-def _is_number(node: ast.expr, numbers: set[str]) -> bool:
+def operation(node: ast.expr) -> tuple[str, list[ast.expr]]:
+    """NumPy's name of what a node that is no name and no constant does, and its arguments."""
+    if isinstance(node, ast.UnaryOp):
+        return _OPERATORS[type(node.op)], [node.operand]
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)], [node.left, node.right]
+    if isinstance(node, ast.Compare):
+        return _OPERATORS[type(node.ops[0])], [node.left, *node.comparators]
+    return _FUNCTIONS[_called(node)][0], _arguments(node)
+
+
+def is_number(node: ast.expr, numbers: Collection[str]) -> bool:
+    """True for an expression of numbers alone."""
     return all(
         n.id in numbers or n.id in _FUNCTIONS for n in ast.walk(node) if isinstance(n, ast.Name)
     )
+
+
+def number_function(trees: Sequence[ast.expr], names: Sequence[str]) -> Callable[..., list[float]]:
+    """A Python function of the numbers `names`: the values of expressions of numbers alone."""
+    values = ", ".join(_number_text(tree) for tree in trees)
+    return _executed(f"def kernel({', '.join(names)}):\n    return [{values}]\n")
 
 
 def _number_text(node: ast.expr) -> str:
@@ -363,20 +382,13 @@ def _number_text(node: ast.expr) -> str:
 
 
 def _array_text(node: ast.expr, numbers: set[str], out: str | None = None) -> str:
-    if _is_number(node, numbers):
+    if is_number(node, numbers):
         return _number_text(node)
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.UnaryOp):
-        name, arguments = _OPERATORS[type(node.op)], [node.operand]
-    elif isinstance(node, ast.BinOp):
-        name, arguments = _OPERATORS[type(node.op)], [node.left, node.right]
-    elif isinstance(node, ast.Compare):
-        name, arguments = _OPERATORS[type(node.ops[0])], [node.left, *node.comparators]
-    else:
-        name, arguments = _FUNCTIONS[_called(node)][0], _arguments(node)
+    name, arguments = operation(node)
     texts = [_array_text(argument, numbers) for argument in arguments]
-    if name == "where" and _is_number(arguments[0], numbers):
+    if name == "where" and is_number(arguments[0], numbers):
         condition, yes, no = texts
         return f"({yes} if {condition} else {no})"
     if out is not None:
@@ -398,11 +410,13 @@ class Assignments:
         self.arrays = tuple(arrays)
         self.numbers = tuple(numbers)
         lines, known = [], {*arrays}
+        self.statements: list[tuple[str, ast.expr]] = []  # what is assigned, and its formula
         for statement in ast.parse(text.strip()).body:
             assert isinstance(statement, ast.Assign)
             assert isinstance(statement.targets[0], ast.Name)
             target = statement.targets[0].id
             Formula(statement.value, tuple(known), numbers)  # checks the names
+            self.statements.append((target, statement.value))
             if target in self.arrays:
                 lines.append(_statement(target, statement.value, {*numbers}))
             else:

@@ -137,6 +137,8 @@ class Function:
         random: forward takes `random`, a source of random numbers for this call; an attribute
             `seed` of 0 or more gives it numbers of its own.
         protects: buffers of its inputs are not cleared.
+        cuda: "module.Class" in distnn.cuda that carries the function out on a GPU; where there is
+            none its own text runs on CuPy arrays.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("y",)
@@ -148,6 +150,7 @@ class Function:
     inplace: ClassVar[tuple[int, ...]] = ()
     random: ClassVar[bool] = False
     protects: ClassVar[bool] = False
+    cuda: ClassVar[str] = ""
 
     declaration: Declaration
 
@@ -269,6 +272,7 @@ class Setup:
         "backend",
         "declaration",
         "function",
+        "implementation",
         "index_input",
         "input_shapes",
         "results",
@@ -296,7 +300,9 @@ class Setup:
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
         results = function.setup(*specs, **options)
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
-        self.scratch = function.scratch(*specs) if declaration.takes_scratch else 0
+        # What carries the function out: itself, or its twin on a GPU.
+        self.implementation: Any = backend.implementation(function)
+        self.scratch = self.implementation.scratch(*specs) if declaration.takes_scratch else 0
         if declaration.variadic:
             self.shapes: dict[str, Any] = {declaration.inputs[0] + "_shape": shapes}
         else:

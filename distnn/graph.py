@@ -15,8 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from . import transfer
 from .context import current_backend, current_world
 from .errors import ClearedError, GraphError
 from .evaluation import read_indices, run_forward
@@ -25,6 +24,7 @@ from .ndarray import NdArray, Storage
 from .random import Draw
 
 if TYPE_CHECKING:
+    from .backend import Backend
     from .execution import Execution
     from .variable import Variable
 
@@ -186,6 +186,8 @@ class Node:
         self._kept: tuple[NdArray, ...] | None = None
         self._effects = 0  # of the kept arrays' storages, when they were kept
         self._draw: Draw | None = None
+        if not eager and self.seed >= 0:
+            current_world().seeded.add(self)
 
     # -- what users see -----------------------------------------------------------------------
 
@@ -255,21 +257,21 @@ class Node:
         """
         setup = self.setup
         declaration = setup.declaration
-        dtype = setup.backend.dtype
+        backend = setup.backend
         self._kept = None  # an earlier forward's arrays go back before new ones are taken
         inputs: list[NdArray | None] = [None if v is None else v.data for v in self.sources]
         if setup.function.alias:
             arrays: list[NdArray | None] = [*inputs, self._execute_alias(inputs[0])]
         else:
             values = [
-                None if data is None else self._read(data, i, dtype)
+                None if data is None else self._read(data, i, backend)
                 for i, data in enumerate(inputs)
             ]
             results = self._results(None if inplace is None else inputs[inplace])
             options = self.operands
             if setup.function.random:
                 self._draw = self._next_draw()
-                options = {**options, "random": self._draw}
+                options = {**options, "random": backend.draw(self._draw)}
             new = run_forward(setup, values, results, options)
             watch = current_world().before_effect if new else None
             for name, update in zip(declaration.updates, new, strict=True):
@@ -277,7 +279,7 @@ class Node:
                 if target is not None:
                     if watch is not None:
                         watch(target._storage)
-                    np.copyto(target._view(target._storage.materialize()), update, "same_kind")
+                    transfer.copy(target._view(target._storage.materialize()), update)
                     target._storage.written()
                     target._storage.effects += 1
             arrays = [*inputs, *results]
@@ -296,11 +298,26 @@ class Node:
         self._kept = tuple(kept)
         self._effects = sum(data._storage.effects for data in kept)
 
+    @property
+    def seed(self) -> int:
+        """Of a random function that was given a seed of its own; else -1."""
+        function = self.setup.function
+        return getattr(function, "seed", -1) if function.random else -1
+
+    @property
+    def draws(self) -> int:
+        """How often a random function with a seed of its own has drawn."""
+        return 0 if self._draw is None else self._draw.draw + 1
+
+    @draws.setter
+    def draws(self, count: int) -> None:
+        self._draw = Draw(self.seed, 0, count - 1) if count else None
+
     def _next_draw(self) -> Draw:
-        seed = getattr(self.setup.function, "seed", -1)
+        seed = self.seed
         world = current_world()
         if seed >= 0 and world.virtual_worker is None:
-            return Draw(seed, 0, 0 if self._draw is None else self._draw.draw + 1)
+            return Draw(seed, 0, self.draws)
         # A count of its own would count the parts that this rank works on.
         return Draw(seed if seed >= 0 else world.seed, world.worker, world.next_draw())
 
@@ -311,12 +328,12 @@ class Node:
         value = self.output(0)
         data = value.data
         if source._storage.array is None and source._storage.pending is None:
-            self._read(source, 0, spec.dtype)  # raises, with the input's name
+            self._read(source, 0, self.setup.backend)  # raises, with the input's name
         if source._storage.dtype == spec.dtype:
             data._storage = source._storage
             data._offset = source._offset
         else:
-            values = source.read(spec.dtype).reshape(spec.shape)
+            values = source.read(spec.dtype, self.setup.backend).reshape(spec.shape)
             data._storage = Storage(spec.shape, spec.dtype, None)
             data._offset = 0
             data._storage.place(values.copy())
@@ -338,18 +355,19 @@ class Node:
                 storage.array = reused._storage.array
         return results
 
-    def _read(self, data: NdArray, index: int, dtype: np.dtype) -> np.ndarray:
+    def _read(self, data: NdArray, index: int, backend: Backend) -> Any:
         setup = self.setup
         try:
             if setup.index_input[index]:
-                return read_indices(data, setup.function.name, setup.declaration.inputs[index])
-            return data.read(dtype)
+                name = setup.declaration.inputs[index]
+                return read_indices(data, backend, setup.function.name, name)
+            return data.read(backend.dtype, backend)
         except ClearedError as error:
             names = setup.declaration.inputs
             name = names[0] + f"[{index}]" if setup.declaration.variadic else names[index]
             raise ClearedError(f"[{setup.function.name}] input {name}: {error}") from None
 
-    def kept_arrays(self) -> dict[int, np.ndarray]:
+    def kept_arrays(self) -> dict[int, Any]:
         """The arrays that the gradients read, by position."""
         if self._kept is None:
             raise ClearedError(
@@ -367,9 +385,10 @@ class Node:
         for position, data in zip(self._positions, self._kept, strict=True):
             try:
                 if position < n:
-                    arrays[position] = self._read(data, position, setup.backend.dtype)
+                    arrays[position] = self._read(data, position, setup.backend)
                 else:
-                    arrays[position] = data.read(setup.results[position - n].dtype)
+                    dtype = setup.results[position - n].dtype
+                    arrays[position] = data.read(dtype, setup.backend)
             except ClearedError as error:
                 raise ClearedError(
                     f"[backward] {setup.function.name} cannot compute its gradients: {error}; "

@@ -8,15 +8,17 @@ array module, for `forward` and for fast paths; on Variables it has these names 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import threads
+from .errors import LabelError
 from .memory import pool
 
 if TYPE_CHECKING:
+    from .formula import Formula
     from .function import Function
     from .ndarray import NdArray
 
@@ -39,6 +41,24 @@ class NumpyNamespace:
             return results
         n = len(declaration.outputs)
         return results[0] if n == 1 else results[:n]
+
+    def evaluate(
+        self,
+        formula: Formula,
+        arrays: Mapping[str, np.ndarray],
+        numbers: Mapping[str, float],
+        out: np.ndarray,
+    ) -> np.ndarray:
+        """out = formula; arrays have out's number of axes and broadcast to its shape."""
+        return formula.evaluate(arrays, numbers, out)
+
+    def check_range(self, indices: np.ndarray, low: int, high: int, message: str) -> None:
+        """Raise LabelError(message) unless low <= indices <= high; on a GPU at the next host read.
+
+        `{value}` in the message stands for the first wrong index, `{wrong}` for how many are.
+        """
+        if indices.size and (int(indices.min()) < low or int(indices.max()) > high):
+            raise_label_error(indices[(indices < low) | (indices > high)], message)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
         return pool.empty(tuple(shape), np.dtype(dtype))
@@ -66,6 +86,11 @@ class NumpyNamespace:
     def slice(self, x: np.ndarray, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The part of x from `start` up to `stop` of every axis."""
         return x[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+
+
+def raise_label_error(wrong: np.ndarray, message: str) -> None:
+    """Raise LabelError with the first of the wrong values and their number."""
+    raise LabelError(message.format(value=f"{wrong.flat[0]:g}", wrong=wrong.size))
 
 
 class VariableNamespace:

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import transfer
 from .context import Context, current_backend
+from .dtypes import is_half
 from .errors import ArgumentError, ClearedError, DtypeError, ShapeError
 
 if TYPE_CHECKING:
+    from .backend import Backend
     from .parameter_slab import Slot
 
 NEVER_COMPUTED = "no function has computed it yet; call forward() on a result of the graph first"
+
+
+# References to a storage's copy on the host where only the storage has it: its own, and the
+# argument of sys.getrefcount. A view outside holds another.
+_UNSHARED = 2
 
 
 class Storage:
@@ -35,6 +44,7 @@ class Storage:
         "effects",
         "exported",
         "home",
+        "host",
         "pending",
         "shape",
         "size",
@@ -47,7 +57,9 @@ class Storage:
         self.shape = shape
         self.size = math.prod(shape)
         self.dtype = dtype
-        self.array: np.ndarray | None = None  # C-contiguous, of `shape`
+        self.array: Any = None  # C-contiguous, of `shape`; NumPy's or a device's
+        # A copy on the host of a device's array, to which somebody outside may have written.
+        self.host: np.ndarray | None = None
         self.pending = pending  # a value that fills the array once somebody looks
         self.zeroing = False  # zero() was called and nothing written since
         self.cleared: str | None = None  # why there is nothing to read
@@ -56,9 +68,9 @@ class Storage:
         self.volatile = False  # a function may change it as an effect (running statistics, assign)
         self.effects = 0  # how often one did
         self.home: Slot | None = None  # a parameter's place in its slab
-        self._converted: tuple[int, np.ndarray] | None = None
+        self._converted: tuple[int, Any] | None = None
 
-    def materialize(self) -> np.ndarray:
+    def materialize(self) -> Any:
         """The array, with pending values written; raises ClearedError if there is none."""
         array = self.array
         if array is None:
@@ -70,20 +82,30 @@ class Storage:
         if self.pending is not None:
             array.fill(self.pending)
             self.pending = None
+        if self.host is not None:
+            self._take_from_host()
         return array
 
-    def writable(self) -> np.ndarray:
+    def _take_from_host(self) -> None:
+        """Bring what was written to the copy on the host to the device."""
+        assert self.host is not None
+        transfer.copy(self.array, self.host)
+        self.version += 1
+        if sys.getrefcount(self.host) <= _UNSHARED:
+            self.host = None  # nobody outside can write to it any more
+
+    def writable(self) -> Any:
         """The array to be overwritten as a whole: old and pending values are gone."""
         array = self.array if self.array is not None else self.allocate(self.dtype)
         self.written()
         return array
 
-    def allocate(self, dtype: np.dtype) -> np.ndarray:
+    def allocate(self, dtype: np.dtype, backend: Backend | None = None) -> Any:
         """Memory for `dtype`: a parameter's own place if it has that dtype, else new memory."""
         if self.home is not None and self.home.array.dtype == dtype:
             array = self.home.array
         else:
-            array = current_backend().empty(self.shape, dtype)
+            array = (backend or current_backend()).empty(self.shape, dtype)
         self.array = array
         self.dtype = dtype
         return array
@@ -93,9 +115,10 @@ class Storage:
         self.pending = None
         self.zeroing = False
         self.cleared = None
+        self.host = None
         self.version += 1
 
-    def place(self, array: np.ndarray) -> None:
+    def place(self, array: Any) -> None:
         """Make `array` (C-contiguous) the memory of this storage."""
         self.array = array
         self.dtype = array.dtype
@@ -107,17 +130,26 @@ class Storage:
         self.pending = None
         self.cleared = reason
         self.exported = False
+        self.host = None
         self._converted = None
 
-    def converted(self, dtype: np.dtype) -> np.ndarray:
-        """The values as `dtype`, converted once per modification."""
+    def converted(self, dtype: np.dtype, backend: Backend | None) -> Any:
+        """The values as `dtype` in the backend's memory, converted once per modification."""
         array = self.materialize()
-        if array.dtype == dtype:
+        if backend is None:
+            backend = transfer.backend_of(array)
+        if array.dtype == dtype and backend.holds(array):
             return array
         cached = self._converted
         # A writable array outside may have been written to without our knowing.
-        if cached is None or cached[0] != self.version or cached[1].dtype != dtype or self.exported:
-            cached = self._converted = (self.version, array.astype(dtype))
+        if (
+            cached is None
+            or cached[0] != self.version
+            or cached[1].dtype != dtype
+            or not backend.holds(cached[1])
+            or self.exported
+        ):
+            cached = self._converted = (self.version, backend.convert(array, dtype))
         return cached[1]
 
 
@@ -135,7 +167,9 @@ class NdArray:
     array([2., 3.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_offset", "_shape", "_storage")
+    __slots__ = ("__weakref__", "_handed_out", "_offset", "_shape", "_storage")
+
+    _handed_out: tuple[Any, ...]  # memory that others use, of which they hold this array alone
 
     def __init__(self, *shape: Any) -> None:
         if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
@@ -235,7 +269,8 @@ class NdArray:
         elif np.isscalar(values):
             self.fill(values)  # type: ignore[arg-type]
         else:
-            self._assign(np.asarray(values))
+            on_device = transfer.from_device(values)
+            self._assign(np.asarray(values) if on_device is None else on_device)
 
     def get_data(self, mode: str = "rw", dtype: Any = None) -> np.ndarray:
         """The values as a NumPy array over the same memory.
@@ -250,24 +285,45 @@ class NdArray:
         if dtype is not None:
             self._cast(np.dtype(dtype))
         storage = self._storage
+        host = storage.host
+        if mode == "w" and self._whole():
+            array = storage.writable()
+            if not transfer.on_host(array):
+                dtype = transfer.host_dtype(array.dtype)
+                host = np.empty(storage.shape, dtype) if host is None else host
+        elif host is None:
+            if storage.array is None and storage.pending is not None and storage.home is None:
+                # The user looks before any function does: values begin their life on the host.
+                storage.allocate(storage.dtype, transfer.host_backend())
+            array = storage.materialize()
+            host = None if transfer.on_host(array) else transfer.to_host(array)
         if mode == "r":
-            values = self._view(storage.materialize()).view()
+            values = self._view(array if host is None else host).view()
             values.flags.writeable = False
             return values
-        if mode == "w" and self._whole():
-            storage.writable()
-        else:
-            storage.materialize()
-            storage.written()
-        storage.exported = True
-        return self._view(storage.array)
+        storage.written()
+        if host is None:
+            storage.exported = True
+            return self._view(array)
+        storage.host = host
+        return self._view(host).view()
 
-    def read(self, dtype: np.dtype) -> np.ndarray:
-        """The values as a C-contiguous array of `dtype`, for functions: not to be written to."""
+    def read(self, dtype: np.dtype, backend: Backend | None = None) -> Any:
+        """The values as a C-contiguous array of `dtype`, for functions: not to be written to.
+
+        Args:
+            backend: where the array shall lie; None is where the values lie.
+        """
         storage = self._storage
         array = storage.array
-        if array is None or storage.pending is not None or array.dtype is not dtype:
-            array = storage.converted(dtype)
+        if (
+            array is None
+            or storage.pending is not None
+            or array.dtype is not dtype
+            or storage.host is not None
+            or (backend is not None and not backend.holds(array))
+        ):
+            array = storage.converted(dtype, backend)
         return array if array.shape == self._shape else self._view(array)
 
     def cast(self, dtype: Any, ctx: Context | None = None) -> np.ndarray | None:
@@ -331,6 +387,29 @@ class NdArray:
             return values.astype(dtype)
         return values.copy() if copy else values
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """A DLPack capsule of the memory: `torch.from_dlpack(array)` copies nothing."""
+        from .interchange import exported
+
+        return exported(self).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from .interchange import dlpack_device
+
+        return dlpack_device(self)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        from .interchange import array_interface
+
+        return array_interface(self)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        from .interchange import cuda_array_interface
+
+        return cuda_array_interface(self)
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _whole(self) -> bool:
@@ -343,7 +422,7 @@ class NdArray:
         storage.place(self._view(self._storage.materialize()).copy())
         return NdArray._of(storage, self._shape)
 
-    def _view(self, array: np.ndarray | None) -> np.ndarray:
+    def _view(self, array: Any) -> Any:
         """This window onto the storage's array."""
         assert array is not None
         if array.shape == self._shape:
@@ -357,14 +436,16 @@ class NdArray:
         if storage.array is None and storage.pending is not None:
             storage.dtype = dtype
         else:
-            values = storage.materialize()
-            np.copyto(storage.allocate(dtype), values, casting="unsafe")
+            values = storage.materialize().astype(dtype)
+            transfer.copy(storage.allocate(dtype), values)
             storage.written()
 
-    def _assign(self, values: np.ndarray) -> None:
+    def _assign(self, values: Any) -> None:
+        """Copy values, of the host or of a device, in; they stay in the memory they come from."""
         _check_dtype("NdArray.data", values)
+        backend = transfer.backend_of(values)
         try:
-            values = np.broadcast_to(values, self._shape)
+            values = backend.xp.broadcast(values, self._shape)
         except ValueError:
             raise ShapeError(
                 f"[data] the assigned array has shape {values.shape} but the array has "
@@ -372,13 +453,14 @@ class NdArray:
             ) from None
         storage = self._storage
         if not self._whole():
-            self._view(storage.materialize())[...] = values
+            transfer.copy(self._view(storage.materialize()), values)
             storage.written()
         else:
             array = storage.array
-            if array is None or array.dtype != values.dtype:
-                array = storage.allocate(values.dtype)
-            array.reshape(self._shape)[...] = values
+            placed = storage.home is not None and array is storage.home.array
+            if array is None or array.dtype != values.dtype or not (placed or backend.holds(array)):
+                array = storage.allocate(values.dtype, backend)
+            transfer.copy(array.reshape(self._shape), values)
             storage.written()
 
     # -- operators: functions on arrays, from operators.py -------------------------------------
@@ -431,7 +513,7 @@ def check_shape(function: str, shape: Sequence[int], size: int | None = None) ->
 
 
 def _check_dtype(function: str, values: np.ndarray) -> None:
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" and not is_half(values.dtype):
         raise DtypeError(
             f"[{function}] dtype {values.dtype} is not a number; pass bool, integer or float arrays"
         )

@@ -43,7 +43,7 @@ class Slot:
     __slots__ = ("array", "block", "memory", "name", "start", "stop")
 
     def __init__(
-        self, name: str, block: Block, memory: np.ndarray, start: int, shape: tuple[int, ...]
+        self, name: str, block: Block, memory: Any, start: int, shape: tuple[int, ...]
     ) -> None:
         self.name = name
         self.block = block
@@ -81,8 +81,8 @@ class Run(NamedTuple):
     block: Block | None
     start: int
     stop: int
-    data: np.ndarray
-    grad: np.ndarray
+    data: Any
+    grad: Any
 
 
 def runs(parameters: Iterable[tuple[int, NdArray, NdArray]]) -> list[Run]:

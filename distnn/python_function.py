@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import transfer
 from .calling import call
 from .errors import GraphError, ShapeError
 from .function import Declaration, Function, Rule, Spec
@@ -133,34 +134,35 @@ class _Adapter(Function, by_signature=False):
         return tuple(Spec(y.shape, dtype) for y in outputs)
 
     def forward(self, xp: Any, *arrays: Any) -> Any:
-        inputs = [_variable(a) for a in arrays]
-        outputs = [_variable(np.zeros(s, arrays[0].dtype)) for s in self._result_shapes]
+        inputs = [_variable(xp, a) for a in arrays]
+        dtype = arrays[0].dtype
+        outputs = [_variable(xp, xp.zeros(s, dtype)) for s in self._result_shapes]
         self._wrapped.forward_impl(inputs, outputs)
         for y, shape in zip(outputs, self._result_shapes, strict=True):
             if y.shape != shape:
                 raise ShapeError(
                     f"[{self.name}] forward_impl changed an output from {shape} to {y.shape}"
                 )
-        return tuple(y.d for y in outputs)
+        return tuple(y.data.read(dtype) for y in outputs)
 
     def backward(self, xp: Any, need: Any, *, out: Any, **names: Any) -> None:
         inputs = [
-            _variable(names.get(name), shape)
+            _variable(xp, names.get(name), shape)
             for name, shape in zip(self.declaration.inputs, self._shapes, strict=True)
         ]
         outputs = []
         for name, shape in zip(self.declaration.outputs, self._result_shapes, strict=True):
-            y = _variable(names.get(name), shape)
+            y = _variable(xp, names.get(name), shape)
             dy = names.get("d" + name)
             y.g = 0 if dy is None else dy
             outputs.append(y)
         self._wrapped.backward_impl(inputs, outputs, list(need), [False] * len(inputs))
         for x, memory in zip(inputs, out, strict=True):
             if memory is not None:
-                memory[...] = x.g
+                transfer.copy(memory, x.grad.read(memory.dtype))
 
 
-def _variable(array: np.ndarray | None, shape: Sequence[int] | None = None) -> Variable:
+def _variable(xp: Any, array: Any, shape: Sequence[int] | None = None) -> Variable:
     """A Variable over `array`; one whose data cannot be read if it was not kept."""
     if array is None:
         assert shape is not None
@@ -168,7 +170,7 @@ def _variable(array: np.ndarray | None, shape: Sequence[int] | None = None) -> V
         variable.data.clear()
         return variable
     storage = Storage(array.shape, array.dtype, None)
-    storage.place(np.ascontiguousarray(array).reshape(array.shape))
+    storage.place(xp.ascontiguousarray(array).reshape(array.shape))
     variable = Variable(array.shape)
     variable.data = NdArray._of(storage, array.shape)
     return variable

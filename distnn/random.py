@@ -7,11 +7,12 @@ generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .context import current_world
+from .context import World, current_world
 from .errors import ArgumentError
 
 
@@ -43,8 +44,12 @@ class Draw(NamedTuple):
 
     def bernoulli(self, p: float, shape: tuple[int, ...]) -> np.ndarray:
         """True with probability p, as a bool array."""
-        threshold = round(p * 2.0**32)
-        return (self.words(int(np.prod(shape))) < np.uint64(threshold)).reshape(shape)
+        return (self.words(int(np.prod(shape))) < np.uint64(threshold(p))).reshape(shape)
+
+
+def threshold(p: float) -> int:
+    """The number that a uniform uint32 is below with probability p."""
+    return round(p * 2.0**32)
 
 
 def seed(value: int, set_function_seed: bool = True, set_parameter_seed: bool = True) -> None:
@@ -71,6 +76,43 @@ def set_function_seed(value: int) -> None:
 def set_parameter_seed(value: int) -> None:
     """Start the random numbers of initializers anew."""
     seed(value, False, True)
+
+
+def get_state() -> dict[str, Any]:
+    """All that the random numbers of this World depend on, as plain values; for `set_state`."""
+    world = current_world()
+    generator = world._parameter_generator
+    return {
+        "seed": world.seed,
+        "draws": world.draws,
+        "parameters": None if generator is None else generator.get_state(legacy=False),
+        "functions": [[repr(node), node.seed, node.draws] for node in _seeded(world)],
+    }
+
+
+def set_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers where `get_state` was called.
+
+    Static graphs with random functions that have a seed of their own go on where they were, if they
+    are there already: functions of equal shapes and seed in the order in which they were made.
+    """
+    world = current_world()
+    world.seed = state["seed"]
+    world.draws = state["draws"]
+    if state["parameters"] is not None:
+        world.parameter_generator.set_state(state["parameters"])
+    counts: dict[tuple[str, int], list[int]] = {}
+    for function, own_seed, draws in state["functions"]:
+        counts.setdefault((function, own_seed), []).append(draws)
+    for node in _seeded(world):
+        saved = counts.get((repr(node), node.seed))
+        if saved:
+            node.draws = saved.pop(0)
+
+
+def _seeded(world: World) -> list[Any]:
+    """Calls of functions with a seed of their own in static graphs, in order of creation."""
+    return sorted(world.seeded, key=lambda node: node.order)
 
 
 def __getattr__(name: str) -> Any:

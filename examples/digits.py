@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from distnn.utils.data_iterator import DataIterator, data_iterator_simple
 
@@ -12,6 +11,8 @@ HELD_OUT = 297  # the last images are for testing, where an example tests
 
 def load() -> tuple[np.ndarray, np.ndarray]:
     """Images (1797, 1, 8, 8) float32 with values 0 to 16, and labels (1797, 1) int32."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = digits.images[:, None].astype(np.float32)
     return images, digits.target[:, None].astype(np.int32)

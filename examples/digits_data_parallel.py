@@ -5,6 +5,7 @@ Runs on one process, under the launcher, and under plain mpirun:
     python examples/digits_data_parallel.py
     distnn-launch -n 2 examples/digits_data_parallel.py
     mpirun -n 2 python examples/digits_data_parallel.py --exchange all_reduce
+    distnn-launch -n 2 examples/digits_data_parallel.py --context cudnn
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import zlib
 
 import numpy as np
 from digits import HELD_OUT, data_iterator, load
+from options import add_context_options, context
 
 import distnn as nn
 import distnn.communicators as C
@@ -67,10 +69,12 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
     parser.add_argument("--seed", type=int, default=313)
     parser.add_argument("--exchange", choices=["callback", "all_reduce"], default="callback")
+    add_context_options(parser, "the number of the rank on its machine")
     options = parser.parse_args(arguments)
 
     comm = C.MultiProcessDataParallelCommunicator()
     comm.init()
+    nn.set_default_context(context(options, comm.local_rank))
     nn.seed(options.seed)
     images, labels = load()
     train_images, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]

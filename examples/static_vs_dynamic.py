@@ -5,6 +5,7 @@ iteration. With the same seed both give the same bits.
 
     python examples/static_vs_dynamic.py --mode both --depth 2 --epochs 3
     python examples/static_vs_dynamic.py --mode dynamic --stochastic-depth 0.3
+    python examples/static_vs_dynamic.py --context cudnn --device-id 0
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 import numpy as np
 from digits import data_iterator, load
+from options import add_context_options, context
 
 import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
-from distnn.ext_utils import get_extension_context
 
 
 def cnn(x: nn.Variable, depth: int, width: float, skip: Callable[[int], bool]) -> nn.Variable:
@@ -174,8 +175,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width-scale", type=float, default=1.0, help="factor of all widths")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--context", choices=["cpu", "cudnn"], default="cpu")
-    parser.add_argument("--device-id", type=int, default=0)
+    add_context_options(parser, "0")
     parser.add_argument("--seed", type=int, default=1, help="of first weights and data order")
     parser.add_argument(
         "--stochastic-depth",
@@ -194,7 +194,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[Curve]:
     options = parse(arguments)
-    nn.set_default_context(get_extension_context(options.context, device_id=options.device_id))
+    nn.set_default_context(context(options))
     modes = ["static", "dynamic"] if options.mode == "both" else [options.mode]
     curves = [train(mode, options) for mode in modes]
     for curve in curves:

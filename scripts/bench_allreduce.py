@@ -144,7 +144,7 @@ class Bench:
 
     def small(self, calls: int = 200) -> dict[str, float]:
         import distnn as nn
-        from distnn.communicators.header import Schedule, exchange
+        from distnn.communicators.header import Count, Schedule, exchange
 
         flat = np.zeros(100, np.float32)
         array = nn.NdArray.from_numpy_array(flat)
@@ -162,7 +162,7 @@ class Bench:
             {
                 "raw": times(lambda: self.raw.Allreduce(self.mpi.IN_PLACE, flat)),
                 "ours": times(lambda: self.comm.all_reduce(array)),
-                "header": times(lambda: exchange(transport, 1, schedule)),
+                "header": times(lambda: exchange(transport, Count(), schedule)),
             }
         )
         each = {k: 1e6 * median(values) / calls for k, values in found.items()}

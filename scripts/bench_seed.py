@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from networks import seed_of_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -106,22 +107,11 @@ class Torch:
             k: torch.tensor(w, dtype=dtype, requires_grad=True) for k, w in weights.items()
         }
         self.x = torch.tensor(images, dtype=dtype)
-        self.t = torch.tensor(labels[:, 0].astype(np.int64))
-        self.layers = list(dict.fromkeys(k.rsplit("/", 2)[0] for k in weights if "/conv/" in k))
+        self.t = torch.tensor(labels.astype(np.int64))
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=1e-3)
 
     def loss(self) -> Any:
-        nn = self.torch.nn.functional
-        w = self.weights
-        h = self.x
-        for layer in self.layers:
-            h = nn.conv2d(h, w[f"{layer}/conv/W"], w[f"{layer}/conv/b"], padding=1)
-            gamma, beta = w[f"{layer}/bn/gamma"].reshape(-1), w[f"{layer}/bn/beta"].reshape(-1)
-            h = nn.batch_norm(h, None, None, gamma, beta, training=True, eps=1e-5).tanh()
-        h = nn.avg_pool2d(h, 2).flatten(1)
-        h = (h @ w["cnn/fc/affine/W"] + w["cnn/fc/affine/b"]).tanh()
-        y = h @ w["cnn/classifier/affine/W"] + w["cnn/classifier/affine/b"]
-        return nn.cross_entropy(y, self.t)
+        return seed_of_torch(self.weights, self.x, self.t)
 
     def forward_backward(self) -> float:
         loss = self.loss()

@@ -1,4 +1,4 @@
-"""Benchmarks on several ranks: a script starts itself again on them; rank 0 returns its report."""
+"""What benchmarks share: where they run, and how a script starts itself again on several ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,6 @@ def rounded(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
     """Where and with what a benchmark ran."""
-    import mpi4py
-
     import distnn as nn
 
     commit = subprocess.run(
@@ -61,9 +60,36 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "mpi4py": mpi4py.__version__,
+        "mpi4py": installed("mpi4py"),
         "distnn": nn.__version__,
     }
+
+
+def gpu() -> dict[str, Any]:
+    """The first GPU, as the driver describes it, and what runs on it."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        text = ""
+    facts = [part.strip() for part in text.splitlines()[0].split(",")] if text else [None] * 3
+    found: dict[str, Any] = dict(zip(("gpu", "driver", "gpu_memory"), facts, strict=False))
+    for name, packages in {
+        "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+        "cudnn_frontend": ("nvidia-cudnn-frontend",),
+        "cudnn": ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),
+        "torch": ("torch",),
+    }.items():
+        found[name] = next((v for p in packages if (v := installed(p))), None)
+    return found
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cores() -> int:

@@ -46,6 +46,7 @@ def row(
     eps: float = 1e-5,
     spread: tuple[float, float] = (-2.0, 2.0),
     name: str = "batch_normalization",
+    z: bool = False,
     **options: Any,
 ) -> Case:
     channels = tuple(n if i in [a % len(shape) for a in axes] else 1 for i, n in enumerate(shape))
@@ -53,6 +54,8 @@ def row(
     inputs += [Input(channels)] * beta + [Input(channels)] * gamma
     # Running statistics are numbers, not variables, as long as those of the batch are used.
     inputs += [Input(channels, grad=not batch_stat), Input(channels, 0.5, 2.0, grad=not batch_stat)]
+    inputs += [Input(tuple(shape))] * z
+    fused = name == "fused_batch_normalization"
 
     def arguments(inputs: tuple) -> list:
         x, *rest = inputs
@@ -73,22 +76,24 @@ def row(
         )
 
     def ref(*inputs: Any) -> Any:
-        x, shift, scale, mean, variance = arguments(inputs)
+        x, shift, scale, mean, variance, *added = arguments(inputs)
         if batch_stat:
             mean, variance = statistics(x, axes)
         shift, scale = 0 if shift is None else shift, 1 if scale is None else scale
         y = normalized(x, shift, scale, mean, variance, eps)
+        if fused:
+            y = np.maximum(y + added[0] if z else y, 0)
         return (y, mean, variance) if output_stat else y
 
     def updates(*inputs: Any) -> dict[int, Any]:
-        x, *_, old_mean, old_variance = inputs
+        x, _, _, old_mean, old_variance, *_ = arguments(inputs)
         mean, variance = statistics(x, axes)
         count = x.size // mean.size
         unbiased = variance * count / (count - 1) if count > 1 else variance
-        k = len(inputs)
+        k = 1 + beta + gamma
         return {
-            k - 2: decay_rate * old_mean + (1 - decay_rate) * mean,
-            k - 1: decay_rate * old_variance + (1 - decay_rate) * unbiased,
+            k: decay_rate * old_mean + (1 - decay_rate) * mean,
+            k + 1: decay_rate * old_variance + (1 - decay_rate) * unbiased,
         }
 
     return Case(
@@ -136,6 +141,25 @@ CASES = [
     row("running, no gamma", (4, 3, 2, 3), gamma=False, batch_stat=False),
     row("running, neither", (4, 3, 2, 3), beta=False, gamma=False, batch_stat=False),
     row("running, eps", (4, 3, 2, 3), eps=0.1, batch_stat=False),
+    *(
+        row(note, shape, name="fused_batch_normalization", **options)
+        for note, shape, options in [
+            ("images", (4, 3, 2, 3), {"z": True}),
+            ("nothing added", (4, 3, 2, 3), {}),
+            ("vectors", (6, 3), {"z": True}),
+            ("channels last", (4, 2, 3, 5), {"axes": [3], "z": True}),
+            ("axes apart", (4, 2, 3, 5), {"axes": [1, 3], "z": True}),
+            ("no beta", (4, 3, 2, 3), {"beta": False, "z": True}),
+            ("neither", (4, 3, 2, 3), {"beta": False, "gamma": False, "z": True}),
+            ("decay_rate and eps", (4, 3, 2, 3), {"decay_rate": 0.75, "eps": 0.1, "z": True}),
+            ("output_stat", (4, 3, 2, 3), {"output_stat": True, "z": True}),
+            ("output_stat, nothing added", (4, 3, 2, 3), {"output_stat": True}),
+            ("large maps", (3, 2, 12, 13), {"z": True, "rtol": 5e-6}),
+            ("many vectors", (3000, 40), {"z": True, "second": False, "rtol": 5e-6}),
+            ("running", (4, 3, 2, 3), {"batch_stat": False, "z": True}),
+            ("running, nothing added", (4, 3, 2, 3), {"batch_stat": False}),
+        ]
+    ),
     *(
         row(note, shape, name="sync_batch_normalization", **options)
         for note, shape, options in [

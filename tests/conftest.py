@@ -1,23 +1,77 @@
-"""Every test begins with a World of its own. Under MPI a test passes on all ranks or on none."""
+"""Every test begins with a World of its own. Under MPI a test passes on all ranks or on none.
+
+`--device` says on what functions run where a test does not say it: "cpu", "gpu", or "emulated",
+which is the GPU backend on the emulator of `gpu_emulator/`, for machines without a GPU.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from distnn.context import World, current_world, set_auto_forward, world_scope
+from distnn import parameter_slab
+from distnn.context import Context, World, current_world, set_auto_forward, world_scope
 
 # In the background of a shell SIGINT is ignored, also by the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Ranks compare their graphs too, unless a test says that they differ.
+os.environ.setdefault("DISTNN_CHECK", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "gpu", "emulated"),
+        default="cpu",
+        help="on what functions run by default; emulated: the GPU backend on the emulator",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "emulated":
+        import gpu_emulator
+
+        gpu_emulator.install()
+        parameter_slab._BLOCK_BYTES = 1 << 20  # the emulator fills memory as it gives it
+    elif config.getoption("--device") == "gpu":
+        import ranks
+
+        for transports in (ranks.TRANSPORTS, ranks.ON_GPUS):
+            transports.append("staged 2")
+
+
+@pytest.fixture
+def extension(request) -> str:
+    """Name of the backend that `--device` asks for: "cpu" or "cudnn"."""
+    return "cpu" if request.config.getoption("--device") == "cpu" else "cudnn"
+
 
 @pytest.fixture(autouse=True)
-def world() -> Iterator[World]:
+def world(extension) -> Iterator[World]:
     with world_scope(World()) as fresh:
+        fresh.context = Context([f"{extension}:float"])
         yield fresh
         set_auto_forward(False)
+        if fresh.communicator is not None:
+            fresh.communicator.close()  # its thread keeps the World, with all its memory
+
+
+@pytest.fixture
+def on_cpu(extension) -> None:
+    """For tests of what only holds where `.d` is the memory itself, not a device's copy."""
+    if extension != "cpu":
+        pytest.skip("on a device .d is a copy")
+
+
+@pytest.fixture
+def gpu(extension) -> None:
+    """For tests of the GPU backend."""
+    if extension == "cpu":
+        pytest.skip("needs --device gpu, or --device emulated")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import MPI, TRANSPORTS, connected, on_ranks
+from ranks import MPI, ON_GPUS, TRANSPORTS, connected, on_ranks
 
 import distnn as nn
 import distnn.checkpoint
@@ -18,12 +18,12 @@ import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
 from distnn.checkpoint import resume, save
-from distnn.context import World, world_scope
+from distnn.context import World, current_world, world_scope
 from distnn.data import data_iterator_simple
 from distnn.errors import ArgumentError, CheckpointError
 
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
-several = pytest.mark.parametrize("transport", ["threads 2", "threads 3", MPI])
+several = pytest.mark.parametrize("transport", ["threads 2", "threads 3", MPI, *ON_GPUS])
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def folder(tmp_path):
 class Training:
     """Dropout, batch normalization, shuffled data of this rank, a communicator."""
 
-    def __init__(self, comm, make_solver, dynamic=False, width=6):
+    def __init__(self, comm, make_solver, dynamic=False, width=6, compression=None):
+        self.compression = compression
         self.comm, self.dynamic, self.width = comm, dynamic, width
         self.values = np.random.RandomState(5).randn(30, 4).astype(np.float32)
         self.data = data_iterator_simple(
@@ -68,7 +69,7 @@ class Training:
                 self.loss.forward()
             self.solver.zero_grad()
             self.loss.backward()
-            self.comm.all_reduce(self.grads, division=True)
+            self.comm.all_reduce(self.grads, division=True, compression=self.compression)
             self.solver.update()
             losses.append(float(self.loss.d))
         return losses
@@ -83,7 +84,9 @@ class Training:
 
 def on_new_world(function):
     """Run `function` as a new process would begin: other parameters, seeds and counters."""
-    with world_scope(World()):
+    fresh = World()
+    fresh.context = current_world().context
+    with world_scope(fresh):
         nn.seed(1234)
         PF.affine(nn.Variable((1, 2)), 2)
         nn.clear_parameters()
@@ -111,8 +114,6 @@ def test_training_goes_on_with_the_same_bits(transport, make_solver, dynamic, fo
 
         def again():
             # The transport is the old World's; a communicator of it serves the new one.
-            from distnn.context import current_world
-
             current_world().communicator = comm
             other = Training(comm, make_solver, dynamic)
             other.run(3)
@@ -137,6 +138,136 @@ def next_weights():
     """What an initializer draws next."""
     PF.affine(nn.Variable((1, 3)), 5, name="late")
     return nn.get_parameters()["late/affine/W"].d.copy()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_random_functions_with_a_seed_of_their_own_go_on(dynamic, tmp_path):
+    """In static graphs; in dynamic ones each call begins anew, with or without a checkpoint."""
+    path = tmp_path / "last.safetensors"
+    x = nn.Variable.from_numpy_array(np.ones((8, 16), np.float32))
+
+    def build():
+        """Two of one seed, one of another, and one in a graph that runs less often."""
+        hidden = F.dropout(x, 0.5, seed=3)
+        return [F.dropout(hidden, 0.5, seed=3), F.dropout(x, 0.5, seed=4)], F.dropout(x, seed=3)
+
+    def run(often, seldom, steps):
+        found = []
+        for step in range(steps):
+            with nn.auto_forward(dynamic):
+                graphs = [*often] if not dynamic else build()[0]
+            for y in [*graphs, seldom] if step % 3 == 0 and not dynamic else graphs:
+                if not dynamic:
+                    y.forward()
+                found.append(y.d.copy())
+        return np.stack(found)
+
+    often, seldom = build()
+    run(often, seldom, 5)
+    save(path)
+    expected = run(often, seldom, 4)
+    assert dynamic == all(np.array_equal(expected[0], y) for y in expected[::2])
+
+    def again():
+        often, seldom = build()
+        run(often, seldom, 2)
+        resume(path)
+        return run(often, seldom, 4)
+
+    found = on_new_world(again)
+    np.testing.assert_array_equal(found, expected)
+
+
+COMPRESSIONS = {
+    "float16": lambda: C.HalfCompression(),
+    "bfloat16": lambda: C.HalfCompression("bfloat16"),
+    "PowerSGD": lambda: C.PowerSGD(rank=1, random_state=np.random.RandomState(7)),
+}
+every_compression = pytest.mark.parametrize("name", COMPRESSIONS)
+
+
+def with_compression(comm, name):
+    """A training with compressed gradients, in a new World."""
+    current_world().communicator = comm
+    return Training(comm, lambda: S.Momentum(0.1), width=16, compression=COMPRESSIONS[name]())
+
+
+@several
+@every_compression
+def test_compressed_training_goes_on_with_the_same_bits(transport, name, folder):
+    """Residuals of each rank, the basis and the random numbers of PowerSGD, the loss scale."""
+    path = folder / "last.safetensors"
+
+    def go_on(comm, lose):
+        other = with_compression(comm, name)
+        resume(path, other.solver, other.data, comm)
+        assert other.compression.loss_scale == 4
+        if lose:
+            other.compression.set_states({**other.compression.get_states(), "residuals": {}})
+        found = other.run(6), other.bits(), next_basis(other)
+        other.data.close()
+        return found
+
+    def next_basis(training):
+        """What a PowerSGD draws for a new gradient; nothing of others."""
+        new = nn.NdArray.from_numpy_array(np.ones((20, 20), np.float32))
+        training.comm.all_reduce(new, compression=training.compression)
+        return new.data.copy()
+
+    def work():
+        comm = connected()
+        training = with_compression(comm, name)
+        training.run(6)
+        training.compression.loss_scale = 4
+        save(path, training.solver, training.data, comm)
+        expected = training.run(6), training.bits(), next_basis(training)
+        training.data.close()
+        losses, bits, basis = on_new_world(lambda: go_on(comm, lose=False))
+        assert losses == expected[0]
+        for key, array in bits.items():
+            assert np.array_equal(array, expected[1][key]), key
+        assert np.array_equal(basis, expected[2])
+        assert on_new_world(lambda: go_on(comm, lose=True))[0] != losses
+
+    on_ranks(transport, work)
+
+
+def test_other_compressions_are_refused_and_none_is_warned_of(tmp_path, caplog):
+    path = tmp_path / "last.safetensors"
+
+    def begin():
+        comm = connected()
+        training = with_compression(comm, "float16")
+        training.run(3)
+        save(path, training.solver, comm=comm)
+        training.data.close()
+
+    def go_on(name):
+        comm = connected()
+        compression = None if name is None else COMPRESSIONS[name]()
+        training = Training(comm, lambda: S.Momentum(0.1), width=16, compression=compression)
+        training.data.close()
+        resume(path, training.solver, comm=comm)
+        return None if compression is None else len(compression.residuals)
+
+    C.run_threads(begin, 2)
+    match = r"compressions \['HalfCompression\(bfloat16.* but in .* \['HalfCompression\(float16"
+    with pytest.raises(CheckpointError, match=match):
+        C.run_threads(go_on, 2, "bfloat16")
+    assert not caplog.records
+    C.run_threads(go_on, 2, None)
+    assert "what was not sent yet is lost" in caplog.text
+    assert C.run_threads(go_on, 2, "float16") == [6, 6]
+    assert C.run_threads(go_on, 1, "bfloat16") == [0]  # on another number of ranks: anew
+
+
+def test_a_compression_that_is_gone_or_of_another_world_is_not_saved():
+    compression = C.HalfCompression()
+    assert list(current_world().compressions.values()) == [compression]
+    with world_scope(World()) as other:
+        C.PowerSGD()
+        assert not other.compressions
+    assert list(current_world().compressions.values()) == [compression]
 
 
 @several

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import MPI, TRANSPORTS, connected, on_ranks
+from ranks import MPI, ON_GPUS, TRANSPORTS, connected, on_ranks
 
 import distnn as nn
 import distnn.communicators as C
@@ -80,7 +80,7 @@ def test_all_to_all_takes_each_part_to_its_rank_whatever_its_length(transport, d
 
 @several
 def test_large_gradients_go_in_pieces(transport, monkeypatch):
-    monkeypatch.setattr("distnn.communicators.compression._PIECE", 50)
+    monkeypatch.setattr("distnn.communicators.compression.PIECE", 50)
 
     def work():
         comm = connected()
@@ -457,7 +457,7 @@ def test_powersgd_needs_equal_random_states(transport):
     on_ranks(transport, work)
 
 
-@pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI])
+@pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI, *ON_GPUS])
 def test_training_with_powersgd_learns_with_equal_bits_on_all_ranks(transport):
     def work():
         comm = connected()
@@ -501,7 +501,7 @@ def train(comm, steps, **ways):
     return losses, [p.data for p in nn.get_parameters().values()]
 
 
-@pytest.mark.parametrize("transport", ["single", "threads 2", "threads 4", MPI])
+@pytest.mark.parametrize("transport", ["single", "threads 2", "threads 4", MPI, *ON_GPUS])
 @dtypes
 def test_training_with_half_gradients_follows_plain_training(transport, dtype):
     def work():
@@ -606,7 +606,7 @@ def test_every_collective_waits_for_the_latency_and_the_values_are_those_without
             assert time.perf_counter() - begin >= 0.02
         assert a.data.tolist() == [0, 2, 4]
         assert b.data.tolist() == [0, 4, 8]
-        return type(comm._groups["world"].transport).__name__
+        return type(comm._groups["world"].transport.host).__name__
 
     assert C.run_threads(work, 2, link=(1e9, 0.01)) == ["Throttled"] * 2
     monkeypatch.setenv("DISTNN_LINK", "1e9,0.01")

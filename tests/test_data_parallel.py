@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ranks import MPI, connected, on_ranks
+from ranks import MPI, ON_GPUS, connected, on_ranks
 
 import distnn as nn
 import distnn.communicators as C
@@ -30,7 +30,9 @@ def train(steps, type_config, solver, exchange, dynamic=False):
     share = BATCH // comm.size
     mine = slice(comm.rank * share, (comm.rank + 1) * share)
     losses, first = [], None
-    with nn.context_scope(nn.Context([f"cpu:{type_config}"])):
+    context = nn.get_current_context()
+    name = context.backend[0].partition(":")[0]
+    with nn.context_scope(nn.Context([f"{name}:{type_config}"], device_id=context.device_id)):
         x, t = nn.Variable((share, 1, 8, 8)), nn.Variable((share, 1))
         loss = F.mean(F.softmax_cross_entropy(network(x), t))
         optimizer = solver()
@@ -61,7 +63,8 @@ def train(steps, type_config, solver, exchange, dynamic=False):
     return losses, first
 
 
-several = pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI])
+# Batches can be cut into 2 or 4.
+several = pytest.mark.parametrize("transport", ["threads 2", "threads 4", MPI, *ON_GPUS[::2]])
 exchanges = pytest.mark.parametrize("exchange", ["callback", "all_reduce", "data_parallel"])
 
 

@@ -36,8 +36,18 @@ def test_programs_in_the_docs_run(program, tmp_path, monkeypatch):
 NO_MODULES = {"distnn.launcher.worker", "distnn.launcher.start", "distnn.launcher.__main__"}
 
 
+def has_cupy():
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def examples():
     names = ["distnn", *(m.name for m in pkgutil.walk_packages(distnn.__path__, "distnn."))]
+    if not has_cupy():
+        names = [name for name in names if not name.startswith("distnn.cuda.")]
     for name in sorted(set(names) - NO_MODULES):
         module = importlib.import_module(name)
         for test in doctest.DocTestFinder(exclude_empty=True).find(module):

@@ -123,11 +123,13 @@ def test_two_graphs_of_one_structure_do_not_disturb_each_other():
 def test_threads_train_the_same_structure_at_the_same_time():
     expected = [run(leaf(np.full((3, 2, 4, 4), 0.1 * k), False)) for k in range(4)]
     found = [None] * 4
+    context = nn.get_current_context()
 
     def train(k):
         from distnn.context import World, world_scope
 
-        with world_scope(World()):
+        with world_scope(World()) as world:
+            world.context = context
             for _ in range(5):
                 found[k] = run(leaf(np.full((3, 2, 4, 4), 0.1 * k), False), dynamic=bool(k % 2))
 
@@ -367,6 +369,7 @@ def test_an_array_that_a_user_got_is_never_overwritten_by_reused_memory():
         np.testing.assert_allclose(array, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_in_static_mode_d_stays_live():
     x = leaf([1.0, 2.0])
     y = x * 2
@@ -602,6 +605,7 @@ def test_imperative_batch_normalization_updates_the_statistics_it_is_given():
     np.testing.assert_allclose(mean.data, 0.2)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_memory_of_a_static_iteration_with_clearing_is_below_that_without():
     x = leaf(rng.standard_normal((64, 4096)), False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ranks import MPI, connected, on_ranks
+from ranks import MPI, ON_GPUS, connected, on_ranks
 
 import distnn as nn
 import distnn.functions as F
@@ -12,7 +12,9 @@ import distnn.parametric_functions as PF
 import distnn.solvers as S
 from distnn.errors import ArgumentError, CommunicatorError
 
-several = pytest.mark.parametrize("transport", ["threads 2", "threads 3", "threads 4", MPI])
+several = pytest.mark.parametrize(
+    "transport", ["threads 2", "threads 3", "threads 4", MPI, *ON_GPUS]
+)
 LENGTHS = [3, 5, 2, 4]  # batches, by rank
 SHAPE = (4, 3)
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 0.01

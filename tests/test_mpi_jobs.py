@@ -213,6 +213,31 @@ def test_swapped_gradients_end_the_job_with_their_names(tmp_path):
     assert not survivors(mark)
 
 
+CHECKS = """
+    import os
+    import sys
+    import distnn.communicators as C
+
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        os.environ["DISTNN_CHECK"] = "0"
+    try:
+        C.MultiProcessDataParallelCommunicator().init()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(5)
+"""
+
+
+@needs_mpi
+def test_ranks_that_check_differently_end_with_the_reason(tmp_path):
+    finished, mark, seconds = job(tmp_path, CHECKS, ranks=3)
+    assert seconds < 30
+    assert finished.returncode == 5
+    said = "DISTNN_CHECK, or check=, is not set on rank 0, 2; 0 on rank 1; give all ranks the same"
+    assert finished.stdout.count(said) == 3
+    assert not survivors(mark)
+
+
 HARNESS = """
     import numpy as np
     import pytest
@@ -246,10 +271,15 @@ HARNESS = """
 def test_a_test_that_fails_on_one_rank_fails_on_all_and_the_run_goes_on(tmp_path):
     pytest.importorskip("pytest_mpi", reason="MPI tests need distnn[test]")
     here = Path(__file__).resolve().parent
-    for name in ("conftest.py", "ranks.py"):
-        (tmp_path / name).write_text((here / name).read_text())
+    (tmp_path / "conftest.py").write_text((here / "conftest.py").read_text())
     (tmp_path / "test_harness.py").write_text(textwrap.dedent(HARNESS))
-    pytest_run = "import pytest; raise SystemExit(pytest.main(['-q', '--color=no', '--with-mpi']))"
+    pytest_run = f"""
+        import sys
+        import pytest
+
+        sys.path.append({str(here)!r})  # what conftest.py and the harness import
+        raise SystemExit(pytest.main(["-q", "--color=no", "--with-mpi"]))
+    """
     finished, mark, seconds = job(tmp_path, pytest_run, ranks=3)
     assert seconds < 40
     assert finished.returncode != 0

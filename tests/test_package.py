@@ -66,9 +66,10 @@ def test_nnablas_names_are_there():
 
 @pytest.mark.parametrize("name", ["cudnn", "cuda", "cuda.cudnn"])
 def test_a_gpu_context_says_what_is_missing_and_never_runs_on_the_cpu(name):
-    with pytest.raises(
-        (MissingExtraError, ContextError), match=rf"\[get_extension_context\] '{name}'"
-    ):
+    if nn.get_current_context().backend != ["cpu:float"]:
+        pytest.skip("there is a GPU, or its emulator")
+    missing = r"\[get_extension_context\] 'c.*' needs an NVIDIA GPU and CuPy|no GPU can be used"
+    with pytest.raises((MissingExtraError, ContextError), match=missing):
         get_extension_context(name, device_id=0)
     with (
         pytest.raises((MissingExtraError, ContextError)),

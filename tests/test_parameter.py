@@ -8,6 +8,7 @@ import pytest
 import distnn as nn
 import distnn.initializer as I
 import distnn.parametric_functions as PF
+from distnn import transfer
 from distnn.errors import ParameterError
 from distnn.parameter import (
     get_parameter,
@@ -52,6 +53,10 @@ def shapes(grad_only=False):
         (
             lambda: PF.batch_normalization(nn.Variable((4, 6)), no_scale=True),
             {f"bn/{k}": (1, 6) for k in ("beta", "mean", "var")},
+        ),
+        (
+            lambda: PF.fused_batch_normalization(nn.Variable((2, 3, 8, 8))),
+            {f"bn/{k}": (1, 3, 1, 1) for k in ("beta", "gamma", "mean", "var")},
         ),
         (lambda: PF.embed(nn.Variable((4,)), 10, 5), {"embed/W": (10, 5)}),
     ],
@@ -160,7 +165,8 @@ def test_parameters_of_the_double_context_are_float64_with_the_same_values():
 def test_parameters_lie_one_after_the_other():
     for name in "abc":
         PF.affine(nn.Variable((1, 16)), 16, name=name)
-    addresses = [p.d.ctypes.data for p in nn.get_parameters().values()]
+    arrays = [p.data._storage.array for p in nn.get_parameters().values()]
+    addresses = [transfer.address(array) for array in arrays]
     assert np.diff(addresses).tolist() == [1024, 64, 1024, 64, 1024]
 
 

@@ -329,6 +329,8 @@ print(f"rank {comm.rank} of {comm.size}: {crc}", flush=True)
 @needs_mpi
 @pytest.mark.slow
 def test_real_jobs_of_1_2_3_4_and_6_ranks_give_the_same_bits(tmp_path):
+    if nn.get_current_context().backend != ["cpu:float"]:
+        pytest.skip("the jobs run on the CPU, whose bits are not those of the GPU here")
     crc = {
         solver: zlib.crc32(b"".join(trained_by_threads(2, False, solver).values()))
         for solver in ("Momentum", "Adam")

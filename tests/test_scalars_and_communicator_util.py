@@ -18,6 +18,13 @@ import distnn.communicators as C
 import distnn.utils.communicator_util as util
 from distnn.errors import ArgumentError, CommunicatorError, ContextError, MissingExtraError
 
+
+@pytest.fixture
+def no_gpu(extension):
+    if extension != "cpu":
+        pytest.skip("there is a GPU, or one is emulated")
+
+
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
 several = pytest.mark.parametrize("transport", TRANSPORTS[1:])
 
@@ -109,14 +116,14 @@ def test_create_communicator_connects_the_ranks(transport):
 
 
 @pytest.mark.parametrize("name", ["cudnn", "cuda"])
-def test_a_gpu_is_never_replaced_by_the_cpu(name, caplog):
+def test_a_gpu_is_never_replaced_by_the_cpu(name, caplog, no_gpu):
     with pytest.raises((MissingExtraError, ContextError), match="use 'cpu'"):
         util.create_communicator(extension_module=name)
     assert util.create_communicator(ignore_error=True, extension_module=name) is None
     assert "this rank runs alone" in caplog.text
 
 
-def test_several_ranks_never_run_as_single_ones():
+def test_several_ranks_never_run_as_single_ones(no_gpu):
     def work():
         with pytest.raises(CommunicatorError, match="there is no communicator yet"):
             util.single_or_rankzero()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ranks import MPI, connected, on_ranks
+from ranks import MPI, ON_GPUS, connected, on_ranks
 from test_solvers import RULES
 
 import distnn as nn
@@ -17,9 +17,11 @@ from distnn.errors import ArgumentError, CommunicatorError, SolverError
 from distnn.parameter import create_parameter
 
 everywhere = pytest.mark.parametrize(
-    "transport", ["single", "threads 2", "threads 3", "threads 4", MPI]
+    "transport", ["single", "threads 2", "threads 3", "threads 4", MPI, *ON_GPUS]
 )
-several = pytest.mark.parametrize("transport", ["threads 2", "threads 3", "threads 4", MPI])
+several = pytest.mark.parametrize(
+    "transport", ["threads 2", "threads 3", "threads 4", MPI, *ON_GPUS]
+)
 SHAPES = [(30, 40), (40,), (40, 50), (50,), (50, 7), (7,), (3, 3, 4), (600,)]
 SOLVERS = {
     "Sgd": lambda: S.Sgd(0.1),
@@ -122,6 +124,121 @@ def test_a_sharded_solver_follows_the_equations(transport, name):
                 w[key] = rule(w[key], g, state[key], step + 1)
         for key, p in shards.items():
             np.testing.assert_allclose(p.d, w[key], rtol=1e-4, atol=1e-5)
+
+    on_ranks(transport, work)
+
+
+def network(x):
+    h = F.tanh(PF.affine(x, 30, name="1"))
+    PF.affine(h, 3, name="unused")
+    return F.mean(PF.affine(F.tanh(PF.affine(h, 20, name="2")), 3, name="3") ** 2)
+
+
+@everywhere
+@pytest.mark.parametrize("pack_size", [1, 200, 10**6])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_callback_sums_gradients_on_their_owners_while_backward_runs(
+    transport, pack_size, dynamic
+):
+    """Against Adam in float64 from its definition, on gradients that NumPy adds up over ranks."""
+    steps, scale = 3, 0.5
+
+    def data(rank, step):
+        return np.random.RandomState(10 * rank + step).uniform(-1, 1, (4, 5)).astype(np.float32)
+
+    def work():
+        comm = connected()
+        nn.seed(1)
+        x = nn.Variable((4, 5))
+        loss = network(x)
+        found = nn.get_parameters()
+        _, rule = RULES["Adam"]
+        w = {key: p.d.astype(np.float64) for key, p in found.items()}
+        state = {key: dict.fromkeys(("m", "mean", "var"), 0.0) for key in found}
+        solver = C.ShardedSolver(RULES["Adam"][0](), comm)
+        solver.set_parameters(found)
+        callback = solver.reduce_callback(pack_size, division=True, scale_grad=scale)
+        for step in range(steps):
+            sums = dict.fromkeys(found, 0.0)
+            for rank in range(comm.size):  # the same graph on all ranks' data
+                x.d = data(rank, step)
+                loss.forward()
+                solver.zero_grad()
+                loss.backward()
+                for key, p in found.items():
+                    sums[key] = sums[key] + p.grad.get_data("r").astype(np.float64)
+            x.d = data(comm.rank, step)
+            with nn.auto_forward(dynamic):
+                mine = network(x) if dynamic else loss
+            if not dynamic:
+                mine.forward()
+            solver.zero_grad()
+            mine.backward(communicator_callbacks=callback)
+            assert len(callback.report().buckets) == len(callback.buckets)
+            for key, p in found.items():
+                if "unused" in key:
+                    assert p.grad.zeroing
+                    continue
+                sums[key] *= scale / comm.size
+                if solver.owner(key) == comm.rank:
+                    np.testing.assert_allclose(p.g, sums[key], rtol=1e-4, atol=1e-7)
+                w[key] = rule(w[key], sums[key], state[key], step + 1)
+            solver.update()
+            for key, p in found.items():
+                np.testing.assert_allclose(p.d, w[key], rtol=1e-3, atol=1e-4, err_msg=key)
+                p.d = w[key].astype(np.float32)  # small gradients make Adam's first steps wild
+
+    on_ranks(transport, work)
+
+
+@several
+def test_a_callback_equals_reduce_gradients(transport):
+    def work():
+        comm = connected()
+        shards = parameters("shards")
+        solver = C.ShardedSolver(SOLVERS["Sgd"](), comm)
+        solver.set_parameters(shards)
+        callback = solver.reduce_callback(1000, division=True)
+        loss = sum(F.sum(p * p) for p in shards.values())
+        found = []
+        for reduce in ("callback", "reduce_gradients"):
+            solver.zero_grad()
+            for key, p in shards.items():
+                p.d = gradient(comm.rank, 0, int(key[1:]), p.shape)
+            loss.forward()
+            loss.backward(communicator_callbacks=callback if reduce == "callback" else None)
+            if reduce == "reduce_gradients":
+                solver.reduce_gradients(division=True)
+            mine = {key: p for key, p in shards.items() if solver.owner(key) == comm.rank}
+            found.append({key: p.g.copy() for key, p in mine.items()})
+        exact = transport != "mpi" or comm.size == 2
+        for key, one in found[0].items():
+            np.testing.assert_allclose(one, found[1][key], *((0, 0) if exact else (1e-5, 1e-6)))
+
+    on_ranks(transport, work)
+
+
+@several
+def test_a_callback_knows_owners_as_they_are_and_gradients_as_they_were(transport):
+    def work():
+        comm = connected()
+        shards = parameters("shards")
+        solver = C.ShardedSolver(SOLVERS["Sgd"](), comm)
+        solver.set_parameters(shards)
+        callback = solver.reduce_callback()
+        loss = sum(F.sum(p) for p in shards.values())
+        loss.forward()
+        solver.set_parameters(dict(reversed(shards.items())))  # other owners
+        for grad in [p.grad for p in shards.values()]:
+            grad.zero()
+        loss.backward(communicator_callbacks=callback)
+        for key, p in shards.items():
+            if solver.owner(key) == comm.rank:
+                np.testing.assert_array_equal(p.g, np.full(p.shape, comm.size))
+        solver.remove_parameters(["p3"])
+        with pytest.raises(CommunicatorError, match=r"not registered any more; make the callback"):
+            loss.backward(communicator_callbacks=callback)
+        loss.backward(communicator_callbacks=solver.reduce_callback())
 
     on_ranks(transport, work)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
@@ -21,6 +22,7 @@ class Status(NamedTuple):
     text: str  # the last of them, in words
     running: bool  # it is still inside
     age: float  # seconds since it entered or left
+    reached: Mapping[str, int] = MappingProxyType({})  # as positions, of its GPU
 
     def __str__(self) -> str:
         if not self.text:
@@ -35,6 +37,7 @@ class Notes:
 
     def __init__(self) -> None:
         self._positions: dict[str, int] = {}
+        self._reached: dict[str, int] = {}
         self._group = ""
         self._text = ""
         self._running = False
@@ -51,9 +54,14 @@ class Notes:
         self._since = time.monotonic()
         self._running = False
 
+    def reach(self, group: str, position: int) -> None:
+        """The GPU has computed all that this collective needs."""
+        self._reached[group] = position
+
     def status(self) -> Status:
         age = time.monotonic() - self._since
-        return Status(dict(self._positions), self._group, self._text, self._running, age)
+        positions, reached = dict(self._positions), dict(self._reached)
+        return Status(positions, self._group, self._text, self._running, age, reached)
 
 
 class Board(Protocol):

@@ -8,16 +8,18 @@ opens the step, and tells for each gradient whether any rank will have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from .. import transfer
 from ..errors import CommunicatorError
 from ..ndarray import NdArray, Storage
-from .exchange import Arrays, Reducer, present_anywhere, ranges, reduce_ranges
+from .exchange import Arrays, Ranges, Reducer, present_anywhere, reduce_ranges
 from .fifo import Ticket
-from .header import Agreement, Schedule
-from .report import BucketTimes, OverlapReport
+from .header import Agreement, Count, Joined, Schedule, exchange
+from .report import BucketTimes, OverlapReport, of_gpu
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ class AllReduceCallback:
         self._arrays = arrays
         self._same_graph = same_graph
         self._structures: WeakKeyDictionary[Plan, Schedule] = WeakKeyDictionary()
-        self._comparison: Ticket | None = None
         self._reducer = reducer
         self._scale = scale
         self._start = start
@@ -63,8 +64,10 @@ class AllReduceCallback:
         # Each has a header of its own: where graphs differ, a rank may meet a collective inside the
         # backward of another (synchronized batch normalization) before the bucket, or after it.
         self._bucket_schedules = [
-            Schedule(f"bucket {k} of all_reduce_callback", []) for k in range(len(self.buckets))
+            Schedule(f"bucket {k} of all_reduce_callback", [], only_compared=True)
+            for k in range(len(self.buckets))
         ]
+        self._ranges = [Ranges() for _ in self.buckets]
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
         }
@@ -73,24 +76,29 @@ class AllReduceCallback:
         self._ready: list[float] = []  # when each bucket was complete
         self._missing: list[set[int]] = []  # storages that each bucket still waits for
         self._began = 0.0
-        self._report: OverlapReport | None = None
+        self._began_on_gpu: Any = None
+        self._report: Callable[[], OverlapReport] | None = None
 
     def begin(self, coming: Sequence[Storage], plan: Plan) -> None:
         """Backward begins; `coming` are the gradients that it will complete."""
         self._opening = None
         if self._enabled():
-            if self._same_graph:
-                self._comparison = self._start(
-                    self._structure(plan), lambda transport, agreed: None
-                )
-            present, job = self._prepare(coming)
+            present, job = self._prepare(coming, self._structure(plan))
             self._opening = self._start(self.schedule, job, not all(present))
 
-    def _structure(self, plan: Plan) -> Schedule:
-        """The functions of the graph, for comparison between ranks."""
+    def _structure(self, plan: Plan) -> Schedule | None:
+        """The functions of the graph and what they read, for comparison between ranks.
+
+        Without shapes: ranks may have batches of different size.
+        """
+        if not self._same_graph:
+            return None
         schedule = self._structures.get(plan)
         if schedule is None:
-            lines = [line.strip() for line in str(plan).splitlines()]
+            lines = [
+                f"{call.setup.function.name} {list(call.sources)} -> {list(call.targets)}"
+                for call in plan.calls
+            ]
             schedule = self._structures[plan] = Schedule("graph of backward", lines, "function")
         return schedule
 
@@ -98,15 +106,16 @@ class AllReduceCallback:
         """Exchange without a backward of one's own: this rank adds zeros to the others' sums."""
         for item in self._arrays.items:
             item.zero()
-        _, job = self._prepare([])
+        _, job = self._prepare([], Joined(None) if self._same_graph else None)
         self._opening = self._start(None, lambda transport, _: job(transport, agreement))
         self.finish()
 
     def _prepare(
-        self, coming: Sequence[Storage]
+        self, coming: Sequence[Storage], structure: Schedule | None
     ) -> tuple[list[bool], Callable[[Transport, Agreement], _Opened]]:
         """Which gradients will be here, and the job that learns which are anywhere."""
         self._began = perf_counter()
+        self._began_on_gpu = None if self._arrays.description.on_host else transfer.mark()
         will = {id(storage) for storage in coming}
         # Gradients of an earlier backward that were not reduced yet count as well.
         present = [
@@ -120,6 +129,8 @@ class AllReduceCallback:
         ]
 
         def job(transport: Transport, agreed: Agreement) -> _Opened:
+            if structure is not None:
+                exchange(transport, Count(), structure)
             flags = present_anywhere(transport, agreed.incomplete, present)
             written = {
                 id(item._storage)
@@ -145,19 +156,22 @@ class AllReduceCallback:
         if opening is None:
             return
         computed = perf_counter()
+        on_gpu = None if self._began_on_gpu is None else transfer.mark()
         for missing in self._missing:
             missing.clear()
         self._start_complete_buckets()
-        if self._comparison is not None:
-            comparison, self._comparison = self._comparison, None
-            self._wait(comparison)
         written = self._wait(opening).written
         for ticket in self._tickets:
             self._wait(ticket)
         for item in self._arrays.items:
             if id(item._storage) in written:
                 item._storage.written()
-        self._note(opening, computed, perf_counter())
+        if on_gpu is None:
+            report = self._times(opening, computed, perf_counter())
+            self._report = lambda: report
+        else:
+            fences = [ticket.fence for ticket in self._tickets]
+            self._report = partial(of_gpu, self._began_on_gpu, on_gpu, fences)
         self._opening = None
 
     def report(self) -> OverlapReport:
@@ -170,18 +184,18 @@ class AllReduceCallback:
                 "[report] nothing was reduced yet; call it after "
                 "backward(communicator_callbacks=callback)"
             )
-        return self._report
+        return self._report()
 
     def _start_complete_buckets(self) -> None:
         opening = self._opening
         assert opening is not None
         while (k := len(self._tickets)) < len(self.buckets) and not self._missing[k]:
             self._ready.append(perf_counter())
-            reduction = self._reduction(self.buckets[k], opening)
+            reduction = self._reduction(self.buckets[k], self._ranges[k], opening)
             self._tickets.append(self._start(self._bucket_schedules[k], reduction))
 
     def _reduction(
-        self, bucket: list[NdArray], opening: Ticket
+        self, bucket: list[NdArray], ranges: Ranges, opening: Ticket
     ) -> Callable[[Transport, Agreement], bool]:
         """The job of a bucket: on the communication thread, after the header's; False if empty."""
 
@@ -192,16 +206,16 @@ class AllReduceCallback:
             if self._reducer is not None and items:
                 self._reducer.reduce(items, transport, scale)
             else:
-                reduce_ranges(ranges(items), transport, scale)
+                reduce_ranges(ranges.of(items), transport, scale)
             return bool(items)
 
         return job
 
-    def _note(self, opening: Ticket, computed: float, end: float) -> None:
-        """Keep the times of this backward."""
+    def _times(self, opening: Ticket, computed: float, end: float) -> OverlapReport:
+        """The times of this backward on the host."""
         began = self._began
         jobs = [opening, *self._tickets]
-        self._report = OverlapReport(
+        return OverlapReport(
             backward=end - began,
             communication=sum(job.ended - job.began for job in jobs),
             exposed=end - computed,

@@ -10,42 +10,54 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from .. import transfer
 from ..context import current_world
 from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
 from .board import Board, SilentBoard
+from .checking import agree_on_check
 from .fifo import Fifo, Ticket
-from .header import Agreement, Joined, Schedule, exchange
+from .header import Agreement, Count, Joined, Schedule, exchange
+from .nccl import DeviceTransport
 from .transport import SingleTransport, Transport
 from .waiting import Patience
+from .watch import Operation, Watch
 
 
 class _Group:
     """Some ranks that have collectives of their own."""
 
     def __init__(self, name: str, ranks: list[int], transport: Transport | None) -> None:
+        self.where = "" if name == "world" else f" of group {name!r}"
         self.name = name
         self.ranks = ranks
         self.transport = transport
-        self.sequence = 0  # collectives
-        self.position = 0  # entries of the queue: a collective of several buckets has several
+        self.count = Count()
 
 
 class Channel:
     """Connected ranks; the base of communicators."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, check: bool | None) -> None:
         self.timeout = timeout
+        self._check = check  # see checking.py
         self._groups: dict[str, _Group] = {}
         self._fifo: Fifo | None = None
         self._board: Board = SilentBoard()
+        self._streams: dict[int, Any] = {}  # of devices, on which collectives run
+        self._lost: DeadCommunicatorError | None = None  # a collective that was queued on a GPU
 
     def _open(self, transport: Transport) -> None:
         world = current_world()
+        self._check = agree_on_check(transport, self._check)
         self._groups["world"] = _Group("world", list(range(transport.size)), transport)
         self._fifo = Fifo(f"distnn communication {transport.rank}")
         self._board = transport.board()
+        lose = weakref.WeakMethod(self._lose)
+        self._watch = Watch(
+            self._board, transport.rank, self.timeout, lambda e: (lose() or _ignore)(e)
+        )
         # Also at the end of the program: the others must not wait for a rank that has left.
-        weakref.finalize(self, self._board.close)
+        self._leave = weakref.finalize(self, _leave, self._watch, self._board)
         world.communicator = self
 
     def close(self) -> None:
@@ -53,7 +65,12 @@ class Channel:
         if self._fifo is not None:
             self._fifo.close()
             self._fifo.dead = "close() was called"
-            self._board.close()
+            self._leave()
+
+    def check_alive(self) -> None:
+        """Raise the error of a collective on the GPU that has failed since it was queued."""
+        if self._lost is not None:
+            raise self._lost
 
     # -- who is there -----------------------------------------------------------------------------
 
@@ -122,19 +139,19 @@ class Channel:
         return transport
 
     def _group(self, operation: str, name: str) -> _Group:
-        self._transport(operation)
         group = self._groups.get(name)
+        if group is not None and group.transport is not None:
+            return group
+        self._transport(operation)
         if group is None:
             raise ArgumentError(
                 f"[{operation}] group is {name!r}; there are {self.list_groups()} (new_group "
                 "makes one)"
             )
-        if group.transport is None:
-            raise ArgumentError(
-                f"[{operation}] rank {self.rank} is not in group {name!r}, which has ranks "
-                f"{group.ranks}; call it on those only"
-            )
-        return group
+        raise ArgumentError(
+            f"[{operation}] rank {self.rank} is not in group {name!r}, which has ranks "
+            f"{group.ranks}; call it on those only"
+        )
 
     def _root(self, operation: str, argument: str, rank: int, group: str) -> tuple[int, int]:
         """Place of a world rank in a group, and the group's size."""
@@ -170,47 +187,69 @@ class Channel:
     ) -> Ticket:
         """Queue a collective; without a schedule it belongs to the one queued before."""
         operation = "all_reduce_callback" if schedule is None else schedule.operation
-        ticket, run = self._prepared(operation, schedule, job, group, incomplete)
+        ticket, run = self._prepared(schedule, job, self._group(operation, group), incomplete)
         assert self._fifo is not None
         self._fifo.submit(ticket, run)
         return ticket
 
     def _prepared(
         self,
-        operation: str,
         schedule: Schedule | None,
         job: Callable[[Transport, Agreement], Any],
-        group: str,
+        group: _Group,
         incomplete: bool,
     ) -> tuple[Ticket, Callable[[], Any]]:
-        found = self._group(operation, group)
-        transport = found.transport
+        """A ticket of a collective, and what it is to run."""
+        operation = "all_reduce_callback" if schedule is None else schedule.operation
+        transport, count, fifo, notes = group.transport, group.count, self._fifo, self._board.notes
         assert transport is not None
-        if schedule is not None:
-            found.sequence += 1
-        found.position += 1
-        sequence, position = found.sequence, found.position
-        where = "" if group == "world" else f" of group {group!r}"
-        assert self._fifo is not None
-        ticket = self._fifo.ticket(f"{operation} no. {sequence}{where}")
-        notes = self._board.notes
+        assert fifo is not None
+        ticket = fifo.ticket(operation)
+        ticket.fence = fence = transfer.fence(self._streams)
+        watch = self._watch
+        headed = schedule is not None and not (schedule.only_compared and self._check is False)
 
         def run() -> Any:
-            notes.enter(group, position, ticket.description)
+            # Counted here: what was queued behind a failure does not run, and does not count.
+            if schedule is not None:
+                count.number += 1
+            transport.ticket = ticket
+            ticket.description = f"{operation} no. {count.number}{group.where}"
+            notes.enter(group.name, count.number, ticket.description)
             try:
                 agreed = Agreement(False, transport.size)
                 if schedule is not None:
-                    agreed = exchange(transport, sequence, schedule, incomplete)
+                    if headed:
+                        agreed = exchange(transport, count, schedule, incomplete)
+                    if schedule.problem:
+                        raise CommunicatorError(f"[{operation}] {schedule.problem}")
                 return job(transport, agreed)
             finally:
                 notes.leave()
 
-        return ticket, run
+        def run_fenced() -> Any:
+            with fence.work():
+                result = run()
+            if isinstance(transport, DeviceTransport) and transport.queues:
+                watch.add(
+                    Operation(
+                        fence,
+                        transport.failure,
+                        group.name,
+                        group.ranks,
+                        count.number,
+                        ticket.description,
+                    )
+                )
+            return result
+
+        return ticket, run if fence is None else run_fenced
 
     def _wait(self, ticket: Ticket) -> Any:
         try:
             if not ticket.done():
                 self._patience(ticket).wait(ticket)
+            self.check_alive()
             return ticket.result()
         except DeadCommunicatorError as error:
             self._die(str(error))
@@ -221,6 +260,9 @@ class Channel:
         except Exception as error:
             self._die(f"{ticket.description} failed: {error}")
             raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
+        finally:
+            if ticket.fence is not None:
+                ticket.fence.join()
 
     def _patience(self, ticket: Ticket) -> Patience:
         return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
@@ -229,6 +271,12 @@ class Channel:
         """Refuse all that comes: a collective has ended half-way."""
         assert self._fifo is not None
         self._fifo.dead = why
+
+    def _lose(self, error: DeadCommunicatorError) -> None:
+        """A collective on the GPU will never end: free all who wait for it."""
+        self._lost = error  # before anybody goes on
+        self._die(str(error))
+        self._transport("wait").give_up()
 
     def _follow(self, known: Collection[int]) -> Agreement:
         """What the ranks that have data exchange next."""
@@ -243,18 +291,29 @@ class Channel:
         nbytes: int = sys.maxsize,
     ) -> Any:
         """Do a collective; small all_reduces without the queue where that is idle."""
-        transport, fifo = self._group(schedule.operation, group).transport, self._fifo
+        found, fifo = self._group(schedule.operation, group), self._fifo
+        ticket, run = self._prepared(schedule, job, found, incomplete)
+        transport = found.transport
         assert transport is not None
         assert fifo is not None
         if nbytes > transport.polled_bytes or not fifo.idle:
-            return self._wait(self._start(schedule, job, group, incomplete))
-        ticket, run = self._prepared(schedule.operation, schedule, job, group, incomplete)
+            fifo.submit(ticket, run)
+            return self._wait(ticket)
         transport.check = self._patience(ticket).check
         try:
             fifo.run_here(ticket, run)
         finally:
             transport.check = None
         return self._wait(ticket)
+
+
+def _leave(watch: Watch, board: Board) -> None:
+    watch.close()
+    board.close()
+
+
+def _ignore(error: DeadCommunicatorError) -> None:
+    """Of a communicator that is gone."""
 
 
 def connect() -> Transport:

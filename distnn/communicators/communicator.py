@@ -13,16 +13,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
-
-from ..context import Context
+from ..context import Context, current_backend
+from ..dtypes import dtype_of_sums, is_float
 from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
 from ..ndarray import NdArray
+from ..transfer import array_module, copy
 from .buckets import AllReduceCallback
 from .channel import Channel, connect
-from .exchange import Arrays, Description, Reducer, present_anywhere, reduce_arrays, sum_exactly
+from .exchange import (
+    Arrays,
+    Description,
+    Reducer,
+    present_anywhere,
+    reduce_arrays,
+    reduce_ranges,
+    sum_exactly,
+)
 from .header import Agreement, Schedule
 from .join import join
+from .nccl import DeviceTransport, with_gpus
 from .scalars import all_reduce_scalars
 from .scatter import scatter_data
 from .state import bcast_parameters, check_consistency
@@ -45,6 +54,8 @@ class MultiProcessDataParallelCommunicator(Channel):
     Args:
         context: kept for NNabla's scripts; arrays say where they are.
         timeout: seconds after which a wait raises; default `DISTNN_TIMEOUT` or 300.
+        check: True: ranks also compare their graphs. False: they leave out headers that only
+            compare. None: as `DISTNN_CHECK` (1 or 0) says. The same on all ranks.
 
     >>> import distnn.communicators as C
     >>> comm = C.MultiProcessDataParallelCommunicator()
@@ -53,7 +64,12 @@ class MultiProcessDataParallelCommunicator(Channel):
     (0, 1)
     """
 
-    def __init__(self, context: Context | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        context: Context | None = None,
+        timeout: float | None = None,
+        check: bool | None = None,
+    ) -> None:
         self.context = context
         if timeout is None:
             timeout = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
@@ -61,7 +77,7 @@ class MultiProcessDataParallelCommunicator(Channel):
             raise ArgumentError(
                 f"[MultiProcessDataParallelCommunicator] timeout is {timeout}; pass seconds > 0"
             )
-        super().__init__(timeout)
+        super().__init__(timeout, check)
         self._parameters: list[tuple[Any, dict[str, Any]]] = []
         # What was exchanged before: to describe it again takes longer than to agree on it.
         self._known: deque[Description] = deque(maxlen=8)
@@ -73,13 +89,28 @@ class MultiProcessDataParallelCommunicator(Channel):
         """Connect the ranks; before anything else, on all of them."""
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
-        self._open(with_link_of_environment(connect()))
+        self._open(with_gpus(with_link_of_environment(connect())))
+
+    def connect_devices(self) -> None:
+        """Connect the devices of the ranks' contexts now; else the first exchange does it.
+
+        Raises: CommunicatorError, on all ranks, where some compute on a GPU and some on the CPU,
+            where two use one GPU that did not ask for it, or where NCCL fails.
+        """
+        kind = current_backend().name.partition(":")[0]
+
+        def job(transport: Transport, _: Agreement) -> None:
+            if kind == "cuda" and isinstance(transport, DeviceTransport):
+                transport.connect_gpus()
+
+        self._run(Schedule("connect_devices", [kind], noun="backend"), job)
 
     # -- collectives ------------------------------------------------------------------------------
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        self._run(Schedule("barrier", []), lambda transport, _: transport.barrier())
+        schedule = Schedule("barrier", [], only_compared=True)
+        self._run(schedule, lambda transport, _: transport.barrier())
 
     def abort(self, status: int = 1) -> None:
         """End all ranks at once, with this exit status."""
@@ -126,8 +157,6 @@ class MultiProcessDataParallelCommunicator(Channel):
         settings = [reducer.describe()] if reducer else []
         name = "all_reduce, reproducible" if reproducible else "all_reduce"
         schedule = arrays.schedule(name, *settings)
-        size = len(self._group("all_reduce", group).ranks)
-
         present = arrays.present()
 
         def job(transport: Transport, agreed: Agreement) -> None:
@@ -135,9 +164,10 @@ class MultiProcessDataParallelCommunicator(Channel):
             if reproducible:
                 sum_exactly(arrays, anywhere, transport, division)
             else:
-                reduce_arrays(arrays, anywhere, transport, 1 / size if division else 1, reducer)
+                scale = 1 / transport.size if division else 1
+                reduce_arrays(arrays, anywhere, transport, scale, reducer)
 
-        plain = reducer is None and not reproducible
+        plain = reducer is None and not reproducible and arrays.description.on_host
         nbytes = arrays.description.nbytes if plain else sys.maxsize
         self._run(schedule, job, group, not all(present), nbytes)
 
@@ -192,7 +222,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         keep_dtype: bool = False,
         compression: Reducer | None = None,
         algorithm: Reducer | None = None,
-        same_graph: bool = False,
+        same_graph: bool | None = None,
     ) -> AllReduceCallback:
         """A callback for `backward(communicator_callbacks=...)` that sums gradients meanwhile.
 
@@ -207,8 +237,9 @@ class MultiProcessDataParallelCommunicator(Channel):
             scale_grad: multiply the sums by this.
             keep_dtype: kept for NNabla's scripts; the dtype is always kept.
             compression, algorithm: as in `all_reduce`.
-            same_graph: in each backward also compare the graphs of the ranks function by function.
-                Without it they may differ, as with stochastic depth.
+            same_graph: True: in each backward also compare the graphs of the ranks function by
+                function, whatever the shapes. False: they may differ, as with stochastic depth.
+                None: compare where `DISTNN_CHECK` is 1.
         """
         if pack_size < 1:
             raise ArgumentError(
@@ -229,7 +260,7 @@ class MultiProcessDataParallelCommunicator(Channel):
             self._wait,
             lambda: not self._accumulating,
             self._reducer("all_reduce_callback", compression, algorithm, group),
-            same_graph,
+            self._check is True if same_graph is None else same_graph,
         )
 
     @contextmanager
@@ -300,17 +331,16 @@ class MultiProcessDataParallelCommunicator(Channel):
         """Sum arrays over ranks, in place, on rank `dst` of the group; others keep theirs."""
         arrays = self._arrays("reduce", data, division)
         root, size = self._root("reduce", "dst", dst, group)
+        scale = 1 / size if division else 1
 
         def job(transport: Transport, _: Agreement) -> None:
             for array in arrays.memory():
                 work = array if transport.rank == root else array.copy()
-                transport.reduce(work, root)
-                if transport.rank == root and division:
-                    np.multiply(array, 1 / size, out=array)
+                reduce_ranges([work.reshape(-1)], transport, scale, root)
             if transport.rank == root:
                 arrays.mark_written()
 
-        self._run(Schedule(f"reduce to rank {dst}", arrays.entries), job, group)
+        self._run(_schedule(f"reduce to rank {dst}", arrays), job, group)
 
     def bcast(
         self,
@@ -328,7 +358,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                 transport.broadcast(array, root)
             arrays.mark_written()
 
-        self._run(Schedule(f"bcast from rank {src}", arrays.entries), job, group)
+        self._run(_schedule(f"bcast from rank {src}", arrays), job, group)
 
     def all_gather(
         self, ndarray: NdArray, ndarray_list: Sequence[NdArray], group: str = "world"
@@ -341,13 +371,13 @@ class MultiProcessDataParallelCommunicator(Channel):
 
         def job(transport: Transport, _: Agreement) -> None:
             (array,) = source.memory()
-            out = np.empty((size, *array.shape), array.dtype)
+            out = array_module(array).empty((size, *array.shape), array.dtype)
             transport.all_gather(array, out)
             for target, part in zip(targets.memory(), out, strict=True):
-                np.copyto(target, part, "same_kind")
+                copy(target, part)
             targets.mark_written()
 
-        self._run(Schedule("all_gather", source.entries), job, group)
+        self._run(_schedule("all_gather", source, targets), job, group)
 
     def reduce_scatter(
         self,
@@ -363,16 +393,18 @@ class MultiProcessDataParallelCommunicator(Channel):
         self._check_list("reduce_scatter", target, sources, size)
 
         def job(transport: Transport, _: Agreement) -> None:
-            parts = np.stack(sources.memory())
+            memory = sources.memory()
+            module = array_module(memory[0])
+            parts = module.stack(memory).astype(dtype_of_sums(memory[0].dtype), copy=False)
             (out,) = target.memory()
-            total = np.empty(out.shape, parts.dtype)
+            total = module.empty(out.shape, parts.dtype)
             transport.reduce_scatter(parts, total)
             if division:
                 total *= 1 / size
-            np.copyto(out, total, "same_kind")
+            copy(out, total)
             target.mark_written()
 
-        self._run(Schedule("reduce_scatter", sources.entries), job, group)
+        self._run(_schedule("reduce_scatter", sources, target), job, group)
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -499,14 +531,14 @@ class MultiProcessDataParallelCommunicator(Channel):
         self, operation: str, compression: Any, algorithm: Any, group: str
     ) -> Reducer | None:
         """The one of the two that was passed."""
+        reducer = algorithm if compression is None else compression
+        if reducer is None:
+            return None
         if compression is not None and algorithm is not None:
             raise ArgumentError(
                 f"[{operation}] compression is {compression.describe()} and algorithm "
                 f"{algorithm.describe()}; pass one of the two"
             )
-        reducer = algorithm if compression is None else compression
-        if reducer is None:
-            return None
         if not isinstance(reducer, Reducer):
             raise ArgumentError(
                 f"[{operation}] compression or algorithm is {reducer!r}; pass an object such as "
@@ -526,7 +558,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                     f"[{operation}] array {i} is {type(item).__name__}; pass NdArrays: x.grad "
                     "or x.data of a Variable"
                 )
-            if division and item.dtype.kind != "f":
+            if division and not is_float(item.dtype):
                 raise DtypeError(
                     f"[{operation}] array {i} has dtype {item.dtype}, which cannot be divided; "
                     "pass division=False or cast it to float"
@@ -547,6 +579,20 @@ class MultiProcessDataParallelCommunicator(Channel):
                     f"[{operation}] array {i} of ndarray_list has shape {item.shape} but ndarray "
                     f"{one.items[0].shape}"
                 )
+
+
+def _schedule(operation: str, arrays: Arrays, others: Arrays | None = None) -> Schedule:
+    """A schedule of arrays that are not joined; `others` get what comes of them."""
+    together = arrays.description
+    if others is not None and not (together.on_host and others.description.on_host):
+        together = Arrays([*arrays.items, *others.items]).description
+    return Schedule(
+        operation,
+        arrays.entries,
+        place=together.place,
+        problem=together.problem,
+        only_compared=True,
+    )
 
 
 class DataParallelCommunicator(MultiProcessDataParallelCommunicator):

@@ -8,19 +8,20 @@ rounds once, and all gather the rounded sums. All ranks decode the same words: e
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..context import current_world
 from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
+from ..parameter import get_parameters
+from ..transfer import staged
 from .exchange import Reducer, ranges, reduce_ranges
-from .half_precision import from_bfloat16, from_float16, to_bfloat16, to_float16
+from .half_precision import PIECE, conversions
 from .shards import Shard
 from .transport import Transport
-
-# Elements of a message: conversions stay in the cache, and it is long beside any latency.
-_PIECE = 1 << 17
 
 
 class Residuals:
@@ -41,17 +42,45 @@ class Residuals:
         for residual in list(self._of.values()):
             residual *= factor
 
+    def by_name(self) -> dict[str, np.ndarray]:
+        """Those of the gradients of this World's parameters, by name."""
+        return by_name(self._of)
+
+    def take(self, found: Mapping[str, np.ndarray]) -> None:
+        """Take over what `by_name` gave."""
+        self._of = from_names(found)
+
     def __len__(self) -> int:
         return len(self._of)
+
+
+def by_name(of: Mapping[Storage, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is kept of gradients of this World's parameters, by name."""
+    names = {gradient: name for name, gradient in _gradients().items()}
+    return {names[storage]: array.copy() for storage, array in of.items() if storage in names}
+
+
+def from_names(
+    found: Mapping[str, np.ndarray],
+) -> weakref.WeakKeyDictionary[Storage, np.ndarray]:
+    """What `by_name` gave, for this World's gradients."""
+    gradients = _gradients()
+    return weakref.WeakKeyDictionary({gradients[name]: array for name, array in found.items()})
+
+
+def _gradients() -> dict[str, Storage]:
+    found = get_parameters(current_world().parameters)
+    return {name: parameter.grad._storage for name, parameter in found.items()}
 
 
 class Compression(Reducer):
     """Base of compressions: keeps what was left out (error feedback) and the loss scale.
 
-    What is kept is of this process: a run that is resumed from files begins without it.
+    `distnn.checkpoint` saves what is kept of gradients of parameters.
     """
 
     def __init__(self) -> None:
+        current_world().compressions[id(self)] = self
         self.residuals = Residuals()
         self._loss_scale = 1.0
 
@@ -72,6 +101,15 @@ class Compression(Reducer):
             )
         self.residuals.scale(value / self._loss_scale)
         self._loss_scale = float(value)
+
+    def get_states(self) -> dict[str, Any]:
+        """What this rank keeps from step to step, for `set_states`."""
+        return {"loss_scale": self._loss_scale, "residuals": self.residuals.by_name()}
+
+    def set_states(self, states: Mapping[str, Any]) -> None:
+        """Take over what `get_states` gave, of a network with the same parameters."""
+        self._loss_scale = states["loss_scale"]
+        self.residuals.take(states["residuals"])
 
 
 class HalfCompression(Compression):
@@ -116,9 +154,7 @@ class HalfCompression(Compression):
             )
         self.dtype = dtype
         self.error_feedback = error_feedback
-        half = dtype == "float16"
-        self._to_half = to_float16 if half else to_bfloat16
-        self._from_half = from_float16 if half else from_bfloat16
+        self._to_half, self._from_half = conversions(dtype)
 
     def describe(self) -> str:
         return f"HalfCompression({self.dtype}, error_feedback={self.error_feedback})"
@@ -130,13 +166,14 @@ class HalfCompression(Compression):
             halved = transport.size > 1 and item.dtype == np.float32 and item.size > 0
             (chosen if halved else rest).append(item)
         reduce_ranges(ranges(rest), transport, scale)
-        gradients, residuals = Shard(), Shard()
-        for item in chosen:
-            gradients.append(item._view(item._storage.materialize()))
-            if self.error_feedback:
-                residuals.append(self.residuals.of(item))
-        step = _PIECE * transport.size
-        with np.errstate(all="ignore"):
+        arrays = [item._view(item._storage.materialize()) for item in chosen]
+        with staged(arrays) as memory, np.errstate(all="ignore"):
+            gradients, residuals = Shard(), Shard()
+            for item, array in zip(chosen, memory, strict=True):
+                gradients.append(array)
+                if self.error_feedback:
+                    residuals.append(self.residuals.of(item))
+            step = PIECE * transport.size
             for start in range(0, gradients.size, step):
                 length = min(step, gradients.size - start)
                 self._reduce_piece(gradients, residuals, start, length, transport, scale)

@@ -25,7 +25,8 @@ def data_parallel(
     is given `communicator_callbacks` itself is left alone; inside of `comm.no_sync()` gradients
     add up and are not exchanged.
 
-    With several solvers (a GAN) call it once for each; they share the communicator.
+    With several solvers (a GAN) call it once for each; they share the communicator. On GPUs
+    gradients travel over NCCL; `get_extension_context("cudnn")` gives each rank its GPU.
 
     Args:
         solver: its parameters, at each backward, are those whose gradients are averaged.
@@ -55,6 +56,7 @@ def data_parallel(
         comm = MultiProcessDataParallelCommunicator(timeout=timeout)
         comm.init()
     if comm.size > 1:
+        comm.connect_devices()
         comm.bcast_parameters()
         world.backward_callbacks.append(_Follower(comm, solver, pack_size))
     return comm

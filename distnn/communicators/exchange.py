@@ -6,17 +6,27 @@ import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import is_
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ndarray import NdArray
+from .. import transfer
+from ..context import current_backend
+from ..dtypes import dtype_of_sums, is_float, is_half
+from ..ndarray import NdArray, Storage
 from ..parameter_slab import attached
 from .exact_sum import exact_sum
+from .half_precision import sum_halves
 from .header import Schedule
 from .transport import Transport
 
+if TYPE_CHECKING:
+    from ..backend import Backend
+
 # Arrays below this are packed together: a message costs a few microseconds whatever its size.
 _PACKED_BYTES = 64 * 1024
+_HOST = "the host"
+_OF_HOST = (np.ndarray, type(None))
 
 
 class Reducer:
@@ -34,25 +44,77 @@ class Reducer:
         raise NotImplementedError
 
 
+class Ranges:
+    """The memory of some arrays as few contiguous ranges, remembered while they stay in slabs."""
+
+    def __init__(self) -> None:
+        self._places: list[np.ndarray] = []
+        self._found: list[np.ndarray] = []
+
+    def of(self, items: Sequence[NdArray]) -> list[np.ndarray]:
+        """The memory of `items`, with pending values written; neighbours in a slab are one."""
+        if len(items) == len(self._places):
+            storages = [item._storage for item in items]
+            pending = [storage.pending for storage in storages]
+            if (
+                pending.count(None) == len(pending)
+                and all(map(is_, [storage.array for storage in storages], self._places))
+                and not (transfer.device_used and any(s.host is not None for s in storages))
+            ):
+                return self._found
+        found = ranges(items)
+        self._places = []
+        if items and items[0]._storage.home is not None:
+            slots = [attached(item) for item in items]
+            if None not in slots:  # slabs live on anyway; other memory may be let go
+                self._places = [slot.array for slot in slots if slot is not None]
+                self._found = found
+        return found
+
+
 class Description:
     """What ranks compare of a list of arrays; it does not keep them alive."""
 
     def __init__(self, items: Sequence[NdArray]) -> None:
-        self._items = [weakref.ref(item) for item in items]
-        self._storages = [weakref.ref(item._storage) for item in items]
-        self._dtypes = [item.dtype for item in items]
-        self.floats = all(dtype.kind == "f" for dtype in self._dtypes)
+        storages = [item._storage for item in items]
+        self._dtypes = [storage.dtype for storage in storages]
+        # Who is who is known by id, until one of them dies: asking weak references takes longer.
+        self._ids = [*map(id, items), *map(id, storages)]
+        self._alive = alive = [True]
+        self._references = [
+            weakref.ref(each, lambda _: alive.clear()) for each in (*items, *storages)
+        ]
+        self._places = _on_host(items)
+        self.on_host = all(self._places)
+        self.floats = all(map(is_float, self._dtypes))
         self.entries = [_describe(item) for item in items]
-        self.nbytes = sum(item.size * item.dtype.itemsize for item in items)
+        self.place = _HOST  # what ranks must agree on: NCCL and MPI do not meet
+        self.problem = ""  # why they cannot be exchanged together
+        if not self.on_host:
+            self._note_devices([_device(item) for item in items])
+        self.ranges = Ranges()
+        # As they are summed.
+        self.nbytes = sum(item.size * dtype_of_sums(item.dtype).itemsize for item in items)
         self._schedules: dict[tuple[str, ...], Schedule] = {}
+
+    def _note_devices(self, devices: list[str]) -> None:
+        other = next((i for i, device in enumerate(devices) if device != devices[0]), None)
+        self.place = "a GPU" if other is None else "several devices"
+        if other is not None:
+            self.problem = (
+                f"array 0 lies on {devices[0]} but array {other} on {devices[other]}; exchange the "
+                "arrays of each device in a call of their own, or bring them to one"
+            )
 
     def fits(self, items: Sequence[NdArray]) -> bool:
         """Whether these are the arrays, as they were described."""
+        if len(items) != len(self._dtypes) or not self._alive:
+            return False
+        storages = [item._storage for item in items]
         return (
-            len(items) == len(self._items)
-            and all(map(is_, items, [item() for item in self._items]))
-            and all(map(is_, [item._storage for item in items], [s() for s in self._storages]))
-            and all(map(is_, [item.dtype for item in items], self._dtypes))
+            [*map(id, items), *map(id, storages)] == self._ids
+            and [storage.dtype for storage in storages] == self._dtypes
+            and (not transfer.device_used or _on_host(items) == self._places)
         )
 
     def schedule(self, items: Sequence[NdArray], operation: str, *settings: str) -> Schedule:
@@ -60,8 +122,42 @@ class Description:
         key = (operation, *settings)
         if key not in self._schedules:
             entries = [*self.entries, *settings]
-            self._schedules[key] = Schedule(operation, entries, layout=_layout(items))
+            self._schedules[key] = Schedule(
+                operation,
+                entries,
+                layout=_layout(items),
+                place=self.place,
+                problem=self.problem,
+            )
         return self._schedules[key]
+
+
+def _on_host(items: Sequence[NdArray]) -> list[bool]:
+    """Of each array whether its memory, if it has any yet, is on the host."""
+    return [isinstance(item._storage.array, _OF_HOST) for item in items]
+
+
+def _device(item: NdArray) -> str:
+    array = item._storage.array
+    return _HOST if array is None or transfer.on_host(array) else f"GPU {array.device.id}"
+
+
+def _settle(storage: Storage, backend: Backend) -> None:
+    """Give an array memory where the context computes, on the thread that computes.
+
+    Memory of a GPU belongs to the stream of the thread that takes it.
+    """
+    array = storage.array
+    if array is None:
+        if storage.pending is not None:
+            storage.allocate(storage.dtype, backend)
+    elif transfer.on_host(array) and not (backend.holds(array) or _placed(storage)):
+        storage.array = storage.converted(storage.dtype, backend)
+        storage.host = array if storage.exported else None
+
+
+def _placed(storage: Storage) -> bool:
+    return storage.home is not None and storage.array is storage.home.array
 
 
 def _layout(items: Sequence[NdArray]) -> str:
@@ -80,6 +176,10 @@ class Arrays:
 
     def __init__(self, items: Sequence[NdArray], description: Description | None = None) -> None:
         self.items = list(items)
+        if transfer.device_used:
+            backend = current_backend()
+            for item in items:
+                _settle(item._storage, backend)
         self.description = description or Description(self.items)
 
     @property
@@ -95,7 +195,7 @@ class Arrays:
         """For each array whether it has values here."""
         return [not item._storage.zeroing for item in self.items]
 
-    def memory(self) -> list[np.ndarray]:
+    def memory(self) -> list[Any]:
         """The arrays' memory, with pending values written."""
         return [item._view(item._storage.materialize()) for item in self.items]
 
@@ -130,9 +230,9 @@ def _description(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str:
     return f"{name}{shape} {dtype}"
 
 
-def ranges(items: Sequence[NdArray]) -> list[np.ndarray]:
+def ranges(items: Sequence[NdArray]) -> list[Any]:
     """The memory of arrays as few contiguous ranges: neighbours in a slab are one."""
-    found: list[np.ndarray] = []
+    found: list[Any] = []
     start = 0
     last = None  # the slot in which the range from `start` ends; not yet in `found`
     for item in items:
@@ -165,9 +265,11 @@ def reduce_arrays(
     reducer: Reducer | None = None,
 ) -> None:
     """Sum the written arrays over ranks, in place, times `scale`."""
-    items = [item for item, w in zip(arrays.items, written, strict=True) if w]
+    items = arrays.items
+    if not all(written):
+        items = [item for item, w in zip(items, written, strict=True) if w]
     if reducer is None:
-        reduce_ranges(ranges(items), transport, scale)
+        reduce_ranges(arrays.description.ranges.of(items), transport, scale)
     elif items:
         reducer.reduce(items, transport, scale)
     for item in items:
@@ -180,39 +282,50 @@ def sum_exactly(
     """As reduce_arrays, by exact sums (sums of integers are exact as they are)."""
     items = [item for item, w in zip(arrays.items, written, strict=True) if w]
     memory = [item._view(item._storage.materialize()) for item in items]
-    floats = [m for m in memory if m.dtype.kind == "f"]
-    divisors = [transport.size if division else 1] * len(floats)
-    exact_sum([[m] for m in floats], floats, transport.size, divisors, transport)
-    reduce_ranges([m.reshape(-1) for m in memory if m.dtype.kind != "f"], transport, 1)
+    with transfer.staged([m for m in memory if is_float(m.dtype)]) as floats:
+        divisors = [transport.size if division else 1] * len(floats)
+        exact_sum([[m] for m in floats], floats, transport.size, divisors, transport)
+    reduce_ranges([m.reshape(-1) for m in memory if not is_float(m.dtype)], transport, 1)
     for item in items:
         item._storage.written()
 
 
-def reduce_ranges(memory: Sequence[np.ndarray], transport: Transport, scale: float) -> None:
-    """Sum flat arrays over ranks, in place, times `scale`; small ones travel together."""
-    small: dict[np.dtype, list[np.ndarray]] = {}
-    for part in memory:
-        if part.dtype == np.float16:
-            # MPI has no fast sum of it, and it would overflow.
-            small.setdefault(np.dtype(np.float32), []).append(part)
-        elif part.nbytes < _PACKED_BYTES:
-            small.setdefault(part.dtype, []).append(part)
+def reduce_ranges(
+    memory: Sequence[Any], transport: Transport, scale: float, root: int | None = None
+) -> None:
+    """Sum flat arrays over ranks, in place, times `scale`; small ones travel together.
+
+    Args:
+        root: the only rank to get the sums; None: all ranks.
+    """
+
+    def total(array: Any) -> None:
+        if root is None:
+            transport.all_reduce(array, "sum")
         else:
-            transport.all_reduce(part, "sum")
-            _scaled(part, scale)
-    for dtype, parts in small.items():
+            transport.reduce(array, root)
+        if scale != 1 and root in (None, transport.rank):
+            with np.errstate(all="ignore"):
+                array *= scale
+
+    packets: dict[tuple[Any, np.dtype], list[Any]] = {}
+    for part in memory:
+        half = is_half(part.dtype)
+        if half and part.nbytes >= _PACKED_BYTES and root is None and transfer.on_host(part):
+            sum_halves(part, transport, scale)
+        elif half or (part.nbytes < _PACKED_BYTES and len(memory) > 1):
+            key = transfer.array_module(part), dtype_of_sums(part.dtype)
+            packets.setdefault(key, []).append(part)
+        else:
+            total(part)
+    for (module, dtype), parts in packets.items():
         packed = parts[0] if len(parts) == 1 and parts[0].dtype == dtype else None
         if packed is None:
-            packed = np.concatenate([part.astype(dtype, copy=False) for part in parts])
-        transport.all_reduce(packed, "sum")
-        _scaled(packed, scale)
-        if packed is not parts[0]:
+            packed = module.concatenate([part.astype(dtype, copy=False) for part in parts])
+        total(packed)
+        if packed is not parts[0] and root in (None, transport.rank):
             at = 0
-            for part in parts:
-                part[...] = packed[at : at + part.size]
-                at += part.size
-
-
-def _scaled(part: np.ndarray, scale: float) -> None:
-    if scale != 1:
-        np.multiply(part, scale, out=part)
+            with np.errstate(all="ignore"):  # as functions overflow, and as the other thread sums
+                for part in parts:
+                    part[...] = packed[at : at + part.size]
+                    at += part.size

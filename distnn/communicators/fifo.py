@@ -15,6 +15,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from ..errors import DeadCommunicatorError
 
 
@@ -37,12 +39,14 @@ class Ticket:
 
     def __init__(self, description: str, failures: _Failures) -> None:
         self.description = description
+        self.awaited = False  # somebody does nothing but wait for it
         self._done = False
         self._running = threading.Lock()  # a tenth of the cost of an Event
         self._running.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
         self.began = self.ended = 0.0  # perf_counter, on the thread that ran it
+        self.fence: Any = None  # cuda.fence.Fence, where a GPU is used
         self._failures = failures
         self._told = failures.told
 
@@ -66,6 +70,7 @@ class Ticket:
 
     def wait(self, timeout: float) -> bool:
         """Wait until it is done, at most `timeout` seconds; whether it is."""
+        self.awaited = True
         if not self._done and self._running.acquire(timeout=timeout):
             self._running.release()  # for others who wait
         return self._done
@@ -138,9 +143,10 @@ class _Progress:
 
 
 def _work(jobs: queue.SimpleQueue, progress: _Progress) -> None:
-    while (item := jobs.get()) is not None:
-        ticket, job = item
-        with progress.lock:
-            ticket.run(job)
-        progress.done += 1
-        del item, ticket, job
+    with np.errstate(all="ignore"):  # sums of gradients overflow without warning, as functions do
+        while (item := jobs.get()) is not None:
+            ticket, job = item
+            with progress.lock:
+                ticket.run(job)
+            progress.done += 1
+            del item, ticket, job

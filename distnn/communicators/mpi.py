@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import is_half
 from ..errors import CommunicatorError, MissingExtraError
 from ..launcher.place import SIZE_OF_RANKS
 from . import tcp_board
 from .board import Board, SilentBoard
+from .fifo import Ticket
 
 _CHUNK_BYTES = 2 * 1024 * 1024
 _SPIN = _NAP = 5e-5  # seconds
+_SPIN_AWAITED = 5e-4
 
 
 def started_ranks() -> tuple[int, str]:
@@ -37,7 +40,8 @@ def started_ranks() -> tuple[int, str]:
     return 1, ""
 
 
-def _import_mpi() -> Any:
+def import_mpi() -> Any:
+    """mpi4py.MPI, started with threads; raises the error that says what is missing."""
     try:
         import mpi4py
     except ImportError:
@@ -62,7 +66,7 @@ def _import_mpi() -> Any:
 
 def connect() -> MpiTransport:
     """The transport over all ranks that were started."""
-    mpi = _import_mpi()
+    mpi = import_mpi()
     size, name = started_ranks()
     if size > 1 and mpi.COMM_WORLD.size == 1:
         vendor, version = mpi.get_vendor()
@@ -89,6 +93,7 @@ class MpiTransport:
         self._mpi = mpi
         self._comm = comm
         self.check: Callable[[], None] | None = None
+        self.ticket: Ticket | None = None
         self.rank = comm.rank
         self.size = comm.size
         local = comm.Split_type(mpi.COMM_TYPE_SHARED)
@@ -115,12 +120,13 @@ class MpiTransport:
     def _doze(self, request: Any) -> None:
         """Wait for other ranks, on the communication thread, and leave the core to the main one.
 
-        Every exchange begins with a small one (header.py). MPI would spin there until the last
-        rank has come; what follows has all ranks and is short.
+        Unless that waits for this. Every exchange begins with a small one (header.py). MPI would
+        spin there until the last rank has come; what follows has all ranks and is short.
         """
-        end = time.perf_counter() + _SPIN
+        begin = time.perf_counter()
         while not request.Test():
-            if time.perf_counter() > end:
+            awaited = self.ticket is not None and self.ticket.awaited
+            if time.perf_counter() - begin > (_SPIN_AWAITED if awaited else _SPIN):
                 time.sleep(_NAP)
 
     def reduce(self, array: np.ndarray, root: int) -> None:
@@ -131,11 +137,11 @@ class MpiTransport:
                 self._comm.Reduce(chunk, None, self._mpi.SUM, root)
 
     def broadcast(self, array: np.ndarray, root: int) -> None:
-        for chunk in _chunks(array):
+        for chunk in _chunks(_words(array)):
             self._comm.Bcast(chunk, root)
 
     def all_gather(self, array: np.ndarray, out: np.ndarray) -> None:
-        self._comm.Allgather(array, out)
+        self._comm.Allgather(_words(array), _words(out))
 
     def reduce_scatter(self, parts: np.ndarray, out: np.ndarray) -> None:
         # Pairwise: the library's own is five times slower. The order of additions differs between
@@ -194,8 +200,13 @@ def _chunks(array: np.ndarray) -> list[np.ndarray]:
     return [flat[i : i + step] for i in range(0, flat.size, step)]
 
 
+def _words(array: np.ndarray) -> np.ndarray:
+    """The same memory as words where it has half precision, which MPI does not know."""
+    return array.view(np.uint16) if is_half(array.dtype) else array
+
+
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """The same memory as bytes: MPI has no float16."""
+    """The same memory as bytes."""
     return array.reshape(-1).view(np.uint8)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import ArgumentError
 from ..ndarray import NdArray, Storage
 from ..threads import single_threaded_blas
-from .compression import Compression
+from ..transfer import staged
+from .compression import Compression, by_name, from_names
 from .exchange import ranges, reduce_ranges
 from .transport import Transport
 
@@ -64,6 +66,15 @@ class PowerSGD(Compression):
     def describe(self) -> str:
         return f"PowerSGD(rank={self.rank}, random_state {self._first})"
 
+    def get_states(self) -> dict[str, Any]:
+        random = self._random.get_state(legacy=False)
+        return {**super().get_states(), "bases": by_name(self._bases), "random": random}
+
+    def set_states(self, states: Mapping[str, Any]) -> None:
+        super().set_states(states)
+        self._bases = from_names(states["bases"])
+        self._random.set_state(states["random"])
+
     def compresses(self, item: NdArray) -> bool:
         """Whether this array is a matrix that is worth it."""
         n = item.shape[0] if item.ndim > 1 else 0
@@ -74,9 +85,10 @@ class PowerSGD(Compression):
         matrices = [i for i in items if transport.size > 1 and self.compresses(i)]
         chosen = {id(item) for item in matrices}
         rest = ranges([item for item in items if id(item) not in chosen])
-        memory = [_matrix(item._view(item._storage.materialize())) for item in matrices]
+        arrays = [item._view(item._storage.materialize()) for item in matrices]
         residuals = [_matrix(self.residuals.of(i).reshape(i.shape)) for i in matrices]
-        with np.errstate(all="ignore"):
+        with staged(arrays) as hosts, np.errstate(all="ignore"):
+            memory = [_matrix(array) for array in hosts]
             with single_threaded_blas:
                 changes = [g + e for g, e in zip(memory, residuals, strict=True)]
                 images = [m @ self._basis(i) for m, i in zip(changes, matrices, strict=True)]

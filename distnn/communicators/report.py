@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class BucketTimes:
-    """When a bucket was complete, and when the communication thread worked on it.
+    """When a bucket was complete, and when the communication thread or stream worked on it.
 
-    Seconds since backward began, on this rank. From `begin` to `end` a rank also waits for the
-    slowest one.
+    Seconds since backward began, on this rank; for gradients on a GPU by its clock. From `begin` to
+    `end` a rank also waits for the slowest one.
     """
 
     ready: float
@@ -52,3 +54,24 @@ class OverlapReport:
             f"ms in {number} bucket{'s' * (number != 1)}: {self.exposed * 1e3:.2f} ms exposed, "
             f"{self.hidden:.0%} hidden".replace("%", " %")
         )
+
+
+def of_gpu(began: Any, computed: Any, fences: Sequence[Any]) -> OverlapReport:
+    """The exchange of one backward on a GPU, which has to come to its end first.
+
+    Args:
+        began: mark (cuda.fence.mark) where backward began.
+        computed: mark where it had computed all gradients.
+        fences: of the buckets.
+    """
+    from ..cuda.fence import seconds
+
+    buckets = tuple(BucketTimes(*fence.times(began)) for fence in fences)
+    backward = seconds(began, computed)
+    end = max((bucket.end for bucket in buckets), default=backward)
+    return OverlapReport(
+        backward=max(backward, end),
+        communication=sum(bucket.end - bucket.begin for bucket in buckets),
+        exposed=max(0.0, end - backward),
+        buckets=buckets,
+    )

@@ -39,7 +39,8 @@ def all_reduce_scalars(
         )
     value = np.array([float(values[name]) for name in names])
     sums = np.stack([np.where(weight > 0, weight * value, 0.0), weight])
-    schedule = Schedule("all_reduce_scalars", [f"scalar {name!r}" for name in names])
+    entries = [f"scalar {name!r}" for name in names]
+    schedule = Schedule("all_reduce_scalars", entries, only_compared=True)
     comm._run(schedule, lambda transport, _: transport.all_reduce(sums, "sum"), group)
     for name, total in zip(names, sums[1], strict=True):
         if total == 0:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..dtypes import is_float
 from ..errors import ArgumentError, SolverError
-from ..ndarray import NdArray
-from ..solvers.solver import Solver, SolverHook, SolverState
+from ..ndarray import NdArray, Storage
+from ..solvers.solver import Solver, SolverHook, SolverState, by_backend
+from ..transfer import array_module
 from ..variable import Variable
+from .buckets import AllReduceCallback
 from .exchange import present_anywhere
 from .header import Agreement, Schedule
-from .shards import Shard, assign, send_to_all, sum_to_owners
+from .shards import Shard, SumToOwners, assign, send_to_all, sum_to_owners
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ class ShardedSolver:
     """A solver whose states are spread over the ranks; otherwise used like the solver itself.
 
     Each rank owns neighbouring whole parameters of about equal total size. In place of
-    `comm.all_reduce(gradients, division=True)` call `reduce_gradients(division=True)`. It leaves
+    `comm.all_reduce(gradients, division=True)` call `reduce_gradients(division=True)`, in place of
+    `comm.all_reduce_callback` make a `reduce_callback`, which sums while backward runs. Both leave
     sums on the owners only, so weight decay, clipping and checks have to come from this object.
     `reduce_gradients`, the checks, `clip_grad_by_global_norm`, `update`, `get_states` and
     `save_states` are collective: all ranks call them. With a callback that has summed all gradients
@@ -52,10 +56,10 @@ class ShardedSolver:
     >>> loss = nn.functions.mean(PF.affine(nn.Variable((4, 3)), 2, name="sharded_example"))
     >>> solver = C.ShardedSolver(S.Adam(), comm)
     >>> solver.set_parameters(nn.get_parameters())
+    >>> callback = solver.reduce_callback(division=True)
     >>> loss.forward()
     >>> solver.zero_grad()
-    >>> loss.backward()
-    >>> solver.reduce_gradients(division=True)
+    >>> loss.backward(communicator_callbacks=callback)
     >>> solver.update()
     """
 
@@ -75,6 +79,7 @@ class ShardedSolver:
         self._size = len(ranks)
         self._parameters: OrderedDict[str, Variable] = OrderedDict()
         self._owner: dict[str, int] = {}
+        self._owner_of_gradient: dict[Storage, int] = {}  # the same
 
     def __repr__(self) -> str:
         return f"<ShardedSolver of {self._solver!r} of {len(self._parameters)}>"
@@ -117,6 +122,7 @@ class ShardedSolver:
         self._solver.set_parameters(mine, reset, retain_state)
         self._parameters = OrderedDict({**kept, **param_dict})
         self._owner = {key: owner[key] for key in self._parameters}
+        self._note_owners()
 
     def get_parameters(self) -> OrderedDict[str, Variable]:
         """Registered parameters by name, those of all ranks."""
@@ -138,6 +144,7 @@ class ShardedSolver:
         self._solver.remove_parameters(k for k in names if self._owner[k] == self._rank)
         for key in names:
             del self._parameters[key], self._owner[key]
+        self._note_owners()
 
     def clear_parameters(self) -> None:
         """Forget all parameters and their states."""
@@ -174,6 +181,20 @@ class ShardedSolver:
 
         self._run("reduce_gradients", arrays.entries, job, not all(present))
 
+    def reduce_callback(
+        self, pack_size: int = 1 << 20, division: bool = False, scale_grad: float = 1
+    ) -> AllReduceCallback:
+        """A callback of `backward` that sums each gradient on its owner, bucket by bucket.
+
+        As `all_reduce_callback` of the communicator, whose settings these are. It reduces the
+        gradients of the parameters of now: make it again after set_parameters.
+        """
+        grads = [variable.grad for variable in self._parameters.values()]
+        to_owners = SumToOwners(self._owner_of_gradient)
+        return self._comm.all_reduce_callback(
+            grads, pack_size, division, self._group, scale_grad, algorithm=to_owners
+        )
+
     def scale_grad(
         self, scale: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
     ) -> None:
@@ -206,11 +227,11 @@ class ShardedSolver:
                 f"[{self.name}.clip_grad_by_global_norm] clip_norm is {clip_norm}; pass a positive "
                 "number"
             )
-        squares = [
-            float(np.add.reduce(np.square(grad.reshape(-1), dtype=np.float64)))
-            for _, grad in self._solver._gradients()
-        ]
-        norm = float(np.sqrt(self._over_ranks("clip_grad_by_global_norm", sum(squares), "sum")))
+        grads = (grad for _, grad in self._solver._gradients())
+        squares = sum(
+            sum(backend.sums_of_squares(found)) for backend, found in by_backend(grads, lambda g: g)
+        )
+        norm = float(np.sqrt(self._over_ranks("clip_grad_by_global_norm", squares, "sum")))
         if norm > clip_norm:
             self._solver.scale_grad(clip_norm / norm)
         return norm
@@ -265,7 +286,7 @@ class ShardedSolver:
                 if flag and not mine:
                     array._storage.written()
 
-        self._run("update", arrays.entries, job)
+        self._run("update", arrays.entries, job, only_compared=True)
 
     # -- states -----------------------------------------------------------------------------------
 
@@ -343,20 +364,30 @@ class ShardedSolver:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _note_owners(self) -> None:
+        self._owner_of_gradient.clear()
+        for key, variable in self._parameters.items():
+            self._owner_of_gradient[variable.grad._storage] = self._owner[key]
+
     def _run(
         self,
         what: str,
         entries: Sequence[str],
         job: Callable[[Transport, Agreement], Any],
         incomplete: bool = False,
+        only_compared: bool = False,
     ) -> None:
-        owners = f"owners {list(self._owner.values())}"
-        schedule = Schedule(f"ShardedSolver.{what}", [*entries, owners])
+        entries = [*entries, f"owners {list(self._owner.values())}"]
+        schedule = Schedule(f"ShardedSolver.{what}", entries, only_compared=only_compared)
         self._comm._run(schedule, job, self._group, incomplete)
 
     def _over_ranks(self, what: str, value: float, operation: str) -> float:
         number = np.array([value], np.float64)
-        self._run(what, [], lambda transport, _: transport.all_reduce(number, operation))
+
+        def job(transport: Transport, _: Agreement) -> None:
+            transport.all_reduce(number, operation)
+
+        self._run(what, [], job, only_compared=True)
         return float(number[0])
 
     def _shards(self, items: Sequence[NdArray], chosen: Sequence[bool]) -> list[list[Shard]]:
@@ -364,10 +395,12 @@ class ShardedSolver:
         found: dict[np.dtype, list[Shard]] = {}
         for item, key, flag in zip(items, self._parameters, chosen, strict=True):
             if flag:
-                shards = found.setdefault(item.dtype, [Shard() for _ in range(self._size)])
-                shards[self._owner[key]].append(item._view(item._storage.materialize()))
+                array = item._view(item._storage.materialize())
+                module = array_module(array)
+                shards = found.setdefault(item.dtype, [Shard(module) for _ in range(self._size)])
+                shards[self._owner[key]].append(array)
         return list(found.values())
 
 
 def _floating(dtype: np.dtype) -> np.dtype:
-    return dtype if dtype.kind == "f" else np.dtype(np.float32)
+    return dtype if is_float(dtype) else np.dtype(np.float32)

@@ -7,7 +7,7 @@ counts of solvers. Names, shapes and dtypes are checked by the header of the col
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from ..context import current_world
 from ..errors import ArgumentError, CommunicatorError
 from ..ndarray import NdArray
 from ..parameter import get_parameters
-from .header import Agreement, Schedule
+from ..transfer import copy, to_host
+from .header import Agreement, Schedule, by_rank
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ class State:
             for (name, array), setting in zip(self.arrays.items(), settings, strict=True)
         ]
 
-    def memory(self) -> list[np.ndarray]:
-        """The arrays' memory, in order."""
-        return [a._view(a._storage.materialize()) for a in self.arrays.values()]
+    def values(self) -> list[np.ndarray]:
+        """The arrays' values on the host, in order: the memory itself where it is there."""
+        return [to_host(memory) for memory in self._memory()]
 
-    def written(self) -> None:
-        """Take over what was written into the memory."""
+    def take(self, values: Iterable[np.ndarray]) -> None:
+        """Copy values in, in order; those of `values` may have been written to."""
+        for memory, value in zip(self._memory(), values, strict=True):
+            if memory is not value:
+                copy(memory, value)
         for array in self.arrays.values():
             array._storage.written()
         counts = iter(self.counts.get_data("r").tolist())
@@ -72,6 +76,9 @@ class State:
             for state in states.values():
                 state.t = next(counts)
             solver.set_states(states)
+
+    def _memory(self) -> list[Any]:
+        return [a._view(a._storage.materialize()) for a in self.arrays.values()]
 
 
 def as_solvers(function: str, solvers: Any) -> list[Any]:
@@ -94,11 +101,13 @@ def bcast_parameters(
     root, _ = comm._root("bcast_parameters", "src", src, group)
     state = State("bcast_parameters", solver)
 
+    values = state.values()
+
     def job(transport: Transport, _: Agreement) -> None:
-        broadcast(transport, state.memory(), root)
+        broadcast(transport, values, root)
 
     comm._run(Schedule(f"bcast_parameters from rank {src}", state.entries), job, group)
-    state.written()
+    state.take(values)
 
 
 def broadcast(transport: Transport, arrays: Iterable[np.ndarray], root: int) -> None:
@@ -127,7 +136,7 @@ def check_consistency(comm: MultiProcessDataParallelCommunicator, solver: Any, g
     settings = [
         f"{s.name} with learning_rate={s.learning_rate()!r}, {s.info}" for s in state.solvers
     ]
-    digests = b"".join(checksum(array) for array in state.memory())
+    digests = b"".join(checksum(array) for array in state.values())
 
     def job(transport: Transport, _: Agreement) -> list[bytes]:
         return transport.all_gather_bytes(digests)
@@ -142,8 +151,8 @@ def check_consistency(comm: MultiProcessDataParallelCommunicator, solver: Any, g
     ]
     names = list(state.arrays)
     different = [names[i] for i, found in enumerate(by_array) if len(set(found)) > 1]
-    ranks = comm.find_group(group)
-    who = _by_rank(by_array[names.index(different[0])], ranks)
+    checksums = by_array[names.index(different[0])]
+    who = by_rank(dict(zip(comm.find_group(group), checksums, strict=True)))
     others = f" (and {len(different) - 1} more of {len(names)} arrays)" if different[1:] else ""
     raise CommunicatorError(
         f"[check_consistency] ranks disagree in the values of {different[0]}{others}: checksum "
@@ -158,10 +167,3 @@ def checksum(array: np.ndarray) -> bytes:
     """BLAKE2b of the array's bytes."""
     contiguous = np.ascontiguousarray(array).reshape(-1)
     return hashlib.blake2b(contiguous.view(np.uint8).data, digest_size=_DIGEST).digest()
-
-
-def _by_rank(texts: Sequence[str], ranks: Sequence[int]) -> str:
-    where: dict[str, list[str]] = {}
-    for rank, text in zip(ranks, texts, strict=True):
-        where.setdefault(text, []).append(str(rank))
-    return "; ".join(f"{text} on rank {', '.join(found)}" for text, found in where.items())

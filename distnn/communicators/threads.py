@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..context import World, world_scope
+from ..context import World, current_world, world_scope
 from ..errors import CommunicatorError, DeadCommunicatorError
 from .board import ThreadsBoard
+from .fifo import Ticket
 from .throttled import Throttled
 
 
@@ -64,6 +65,7 @@ class ThreadsTransport:
 
     check: Callable[[], None] | None = None
     polled_bytes = -1  # threads wait at barriers
+    ticket: Ticket | None = None
 
     def __init__(self, meeting: _Meeting, rank: int, fail_at: int | None = None) -> None:
         self.rank = self.local_rank = rank
@@ -172,7 +174,7 @@ def run_threads(
     """Run `function(*args)` once on each of `ranks` threads; returns their results, by rank.
 
     Inside, `C.MultiProcessDataParallelCommunicator` connects the threads as ranks. Each has its own
-    World: its own parameters, random numbers and default context.
+    World: its own parameters, random numbers and default context, which is the caller's at first.
 
     Args:
         fail: (rank, n): this rank raises InjectedFailure in its n-th exchange of memory.
@@ -194,6 +196,8 @@ def run_threads(
 
     def run(rank: int) -> None:
         world = World()
+        world.context = default
+        default.resolve().select()
         transport = ThreadsTransport(meeting, rank, fail[1] if fail and fail[0] == rank else None)
         world.transport = transport if link is None else Throttled(transport, *link)
         with world_scope(world):
@@ -207,6 +211,7 @@ def run_threads(
                     world.communicator.close()
 
     context = contextvars.copy_context()
+    default = current_world().context
     threads = [
         threading.Thread(
             target=context.copy().run, args=(run, rank), name=f"rank {rank}", daemon=True

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from .board import Board
+from .fifo import Ticket
 from .transport import Transport
 
 LINK_VARIABLE = "DISTNN_LINK"
@@ -40,6 +41,7 @@ class Throttled:
 
     check: Callable[[], None] | None = None
     polled_bytes = -1  # its sleeps are for the communication thread
+    ticket: Ticket | None = None
 
     def __init__(
         self, transport: Transport, bytes_per_second: float = float("inf"), latency: float = 0.0

@@ -7,12 +7,14 @@ A ring over n ranks takes 2 (n - 1) messages one after the other; a grid of X x 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..dtypes import dtype_of_sums
 from ..errors import ArgumentError
 from ..ndarray import NdArray
+from ..transfer import array_module
 from .exchange import Reducer, ranges
 from .header import Schedule
 from .transport import Transport
@@ -84,25 +86,24 @@ class TorusAllReduce(Reducer):
         self._comm.all_reduce(data, division, algorithm=self)
 
     def reduce(self, items: Sequence[NdArray], transport: Transport, scale: float) -> None:
-        by_dtype: dict[np.dtype, list[np.ndarray]] = {}
+        by_dtype: dict[np.dtype, list[Any]] = {}
         for part in ranges(items):
-            # float16 would overflow, and MPI has no fast sum of it
-            dtype = np.dtype(np.float32) if part.dtype == np.float16 else part.dtype
-            by_dtype.setdefault(dtype, []).append(part)
+            by_dtype.setdefault(dtype_of_sums(part.dtype), []).append(part)
         for dtype, parts in by_dtype.items():
             self._sum(dtype, parts, scale)
 
-    def _sum(self, dtype: np.dtype, parts: Sequence[np.ndarray], scale: float) -> None:
+    def _sum(self, dtype: np.dtype, parts: Sequence[Any], scale: float) -> None:
+        module = array_module(parts[0])
         length = sum(part.size for part in parts)
         columns = self.shape[1]
-        packed = np.zeros((columns, -(-length // columns)), dtype)
+        packed = module.zeros((columns, -(-length // columns)), dtype)
         flat = packed.reshape(-1)
-        np.concatenate(parts, out=flat[:length])
-        mine = np.empty_like(packed[0])
+        module.concatenate(parts, out=flat[:length])
+        mine = module.empty_like(packed[0])
         self._row.reduce_scatter(packed, mine)
         self._column.all_reduce(mine, "sum")
         if scale != 1:
-            np.multiply(mine, scale, out=mine)
+            mine *= scale
         self._row.all_gather(mine, packed)
         at = 0
         for part in parts:

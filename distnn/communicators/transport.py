@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .board import Board, SilentBoard
 
+if TYPE_CHECKING:
+    from .fifo import Ticket
 
-class Transport(Protocol):
-    """Ranks 0 to size - 1, and how they exchange memory."""
 
-    rank: int
-    size: int
-    local_rank: int  # among the ranks of this machine
-    check: Callable[[], None] | None
-    polled_bytes: int  # an all_reduce of at most this size calls `check`
+class Collectives(Protocol):
+    """How ranks exchange arrays; contiguous ones, of equal shapes and dtypes on all ranks."""
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         """array = sum (or "max") over ranks, in place."""
@@ -45,6 +42,17 @@ class Transport(Protocol):
 
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         """out = parts[rank] of rank `root`; parts (size, *out.shape), None on other ranks."""
+
+
+class Transport(Collectives, Protocol):
+    """Ranks 0 to size - 1, and how they exchange memory."""
+
+    rank: int
+    size: int
+    local_rank: int  # among the ranks of this machine
+    check: Callable[[], None] | None
+    polled_bytes: int  # an all_reduce of at most this size calls `check`
+    ticket: Ticket | None  # what it works for; its `awaited` says that nobody else needs the core
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of every rank."""
@@ -73,6 +81,7 @@ class SingleTransport:
     local_rank = 0
     check: Callable[[], None] | None = None
     polled_bytes = sys.maxsize  # it never waits
+    ticket: Ticket | None = None
 
     def all_reduce(self, array: np.ndarray, operation: str) -> None:
         pass

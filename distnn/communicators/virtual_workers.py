@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..context import World, current_backend, current_world
+from ..context import World, current_world
+from ..dtypes import is_float
 from ..errors import ArgumentError, DtypeError, GraphError, ShapeError
 from ..ndarray import NdArray, Storage
 from ..parameter import get_parameters
+from ..transfer import backend_of, copy, staged
 from ..variable import Variable
 from .exact_sum import exact_sum
 from .exchange import Arrays, present_anywhere
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from .communicator import MultiProcessDataParallelCommunicator
 
 Parameters = Mapping[str, Variable] | Sequence[Variable] | None
-Values = dict[Storage, np.ndarray]
+Values = dict[Storage, Any]
 
 
 def virtual_workers(
@@ -174,7 +176,7 @@ class _Step:
             *(b._storage in self._before for b in buffers),
         ]
         for item, here in zip(items.items, present, strict=True):
-            if here and item.dtype.kind != "f":
+            if here and not is_float(item.dtype):
                 raise DtypeError(
                     f"[virtual_workers] {Arrays([item]).entries[0]} cannot be averaged; cast it to "
                     "float"
@@ -195,7 +197,7 @@ class _Step:
                 for i, storage in zip(chosen, storages, strict=True)
             ]
             outs = [storage.materialize() for storage in storages]
-            exact_sum(summands, outs, self.workers, [divisors[i] for i in chosen], transport)
+            _exact_sum(summands, outs, self.workers, [divisors[i] for i in chosen], transport)
             for i, storage in zip(chosen, storages, strict=True):
                 storage.written()
                 storage.effects += i >= len(gradients)
@@ -224,7 +226,7 @@ class _Step:
         found = get_parameters(self._world.parameters, grad_only=False)
         return list(dict.fromkeys(p.data for p in found.values()))
 
-    def _summands(self, storage: Storage, gradient: bool) -> list[np.ndarray]:
+    def _summands(self, storage: Storage, gradient: bool) -> list[Any]:
         """This rank's values, one per part; zero gradients are left out."""
         if gradient:
             return [part[storage] for part in self._gradients if storage in part]
@@ -252,7 +254,7 @@ class _Step:
 
     def _restore(self, storages: Iterable[Storage]) -> None:
         for storage in storages:
-            np.copyto(storage.materialize(), self._before[storage])
+            copy(storage.materialize(), self._before[storage])
             storage.written()
             storage.effects += 1
 
@@ -266,12 +268,27 @@ def _grad(parameter: Any) -> NdArray:
     return parameter.grad
 
 
-def _values(storage: Storage, copy: bool) -> np.ndarray:
+def _exact_sum(
+    summands: Sequence[Sequence[Any]],
+    outs: Sequence[Any],
+    count: int,
+    divisors: Sequence[int],
+    transport: Transport,
+) -> None:
+    """As exact_sum, which computes on the host, of arrays on whichever device."""
+    flat = [summand for parts in summands for summand in parts]
+    with staged(flat, up=False) as hosts, staged(outs, down=False) as sums:
+        found = iter(hosts)
+        exact_sum([[next(found) for _ in parts] for parts in summands], sums, count, divisors,
+                  transport)  # fmt: skip
+
+
+def _values(storage: Storage, apart: bool) -> Any:
     values = storage.materialize()
-    if not copy:
+    if not apart:
         return values
-    out = current_backend().empty(values.shape, values.dtype)  # from the pool
-    np.copyto(out, values)
+    out = backend_of(values).empty(values.shape, values.dtype)  # from the pool
+    copy(out, values)
     return out
 
 

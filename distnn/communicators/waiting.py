@@ -14,7 +14,7 @@ _LOOK = 0.2  # seconds between looks at who is gone
 _SPIN = 0.005  # seconds in which who polls does nothing else
 _NAP = 0.0005
 # Seconds that a collective may go on after a rank has left: it may have left with its part done.
-_GRACE = 2.0
+GRACE = 2.0
 # Seconds for late ranks to print where they are: an error that nobody catches ends all ranks.
 _PRINT = 0.5
 
@@ -69,34 +69,61 @@ class Patience:
         gone = {r: how for r, how in self._board.gone().items() if r in ranks}
         if gone and mine.running:
             self._gone_since = self._gone_since or now
-            if now - self._gone_since >= _GRACE:
-                raise DeadCommunicatorError(_left(mine, gone))
+            if now - self._gone_since >= GRACE:
+                raise DeadCommunicatorError(left_text(mine.text, gone))
         if now - self._begin >= self._timeout:
             text = mine.text if mine.running else self._description
-            late = _late(mine, self._board.statuses(), ranks, self._rank)
-            if late:
-                missing = ", ".join(map(str, late))
-                why = f"rank {self._rank} has waited {self._timeout:g} seconds in {text} for rank "
-                self._board.end(late, why + missing)
-                time.sleep(_PRINT)
-            raise DeadCommunicatorError(_explanation(text, self._timeout, late))
+            position = mine.positions.get(mine.group, 0)
+            late = late_ranks(self._board.statuses(), mine.group, position, ranks, self._rank)
+            raise too_late(text, late, self._board, self._rank, self._timeout)
 
 
-def _left(mine: Status, gone: Mapping[int, str]) -> str:
+def too_late(
+    text: str, late: Mapping[int, str] | None, board: Board, rank: int, timeout: float
+) -> DeadCommunicatorError:
+    """Have late ranks end, and return the error that says who they are.
+
+    Args:
+        text: the collective waited for, in words.
+        late: ranks and what keeps them; None if nobody can be asked.
+        rank: this one.
+        timeout: how long it has waited, in seconds.
+    """
+    if late:
+        missing = ", ".join(map(str, late))
+        why = f"rank {rank} has waited {timeout:g} seconds in {text} for rank {missing}"
+        board.end(late, why)
+        time.sleep(_PRINT)
+    return DeadCommunicatorError(_explanation(text, timeout, late))
+
+
+def left_text(text: str, gone: Mapping[int, str]) -> str:
+    """The message about a collective that waits for ranks that have left."""
     who = "; ".join(f"rank {r}: {how}" for r, how in sorted(gone.items()))
     return (
-        f"[{mine.text}] waits for ranks that have left the job ({who}); all ranks must take part "
+        f"[{text}] waits for ranks that have left the job ({who}); all ranks must take part "
         "in all collectives"
     )
 
 
-def _late(
-    mine: Status, statuses: Mapping[int, Status], ranks: Sequence[int], rank: int
+def late_ranks(
+    statuses: Mapping[int, Status],
+    group: str,
+    position: int,
+    ranks: Sequence[int],
+    rank: int,
+    on_gpu: bool = False,
 ) -> dict[int, str] | None:
-    """Ranks that have not come where this one waits, and why; None if nobody can be asked."""
+    """Ranks that have not come to a collective, and why; None if nobody can be asked.
+
+    Args:
+        position: of the collective in its group.
+        ranks: of the group.
+        rank: this one.
+        on_gpu: their GPUs have to come to it as well.
+    """
     if not statuses:
         return None
-    position = mine.positions.get(mine.group, 0)
     late: dict[int, str] = {}
     for r in ranks:
         status = statuses.get(r)
@@ -104,8 +131,10 @@ def _late(
             continue
         if status is None:
             late[r] = "it does not answer: gone, frozen, or its interpreter is held"
-        elif status.positions.get(mine.group, 0) < position:
+        elif status.positions.get(group, 0) < position:
             late[r] = str(status)
+        elif on_gpu and status.reached.get(group, 0) < position:
+            late[r] = f"its GPU has not computed what comes before; {status}"
     return late
 
 

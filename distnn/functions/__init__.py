@@ -64,6 +64,7 @@ from .batch_normalization import batch_normalization
 from .convolution import convolution, deconvolution
 from .creation import assign, constant, sink
 from .dropout import dropout
+from .fused_batch_normalization import fused_batch_normalization
 from .indexing import embed, gather, one_hot, top_n_error
 from .loss import (
     absolute_error,

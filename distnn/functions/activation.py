@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
 from ..errors import ShapeError
-from ..function import Function, Spec
 from .elementwise import elementwise
 from .shapes import axis_of, number, shape_of
-from .shaping import concatenate
+from .shaping import concatenate, reshape
 
 relu = elementwise(
     "relu", "Rectified linear unit.", y="maximum(x, 0)", dx="where(y > 0, dy, 0)", inplace=True,
@@ -97,38 +95,10 @@ hard_tanh = elementwise(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Prelu(Function):
-    """y = max(x0, 0) + x1 min(x0, 0); one slope x1, or one for each index of an axis."""
-
-    base_axis: int
-
-    def setup(self, x0: Spec, x1: Spec) -> Spec:
-        if x1.shape not in ((), (1,), (x0.shape[self.base_axis],)):
-            raise ShapeError(
-                f"[prelu] x1 has shape {x1.shape} but x0 {x0.shape} with base_axis "
-                f"{self.base_axis} needs ({x0.shape[self.base_axis]},), or () for one slope"
-            )
-        return Spec(x0.shape, x0.dtype)
-
-    def _column(self, xp: Any, x1: Any, ndim: int) -> Any:
-        """The slope with x's number of axes."""
-        shape = [1] * ndim
-        shape[self.base_axis] = -1 if x1.shape else 1
-        return xp.reshape(x1, tuple(shape))
-
-    def forward(self, xp: Any, x0: Any, x1: Any) -> Any:
-        return xp.where(x0 >= 0, x0, x0 * self._column(xp, x1, x0.ndim))
-
-    def grad_x0(self, xp: Any, dy: Any, x0: Any, x1: Any) -> Any:
-        zero = xp.constant(0, x0.shape, x0)
-        return xp.where(xp.greater_equal(x0, zero), dy, dy * self._column(xp, x1, x0.ndim))
-
-    def grad_x1(self, xp: Any, dy: Any, x0: Any, x1_shape: Any) -> Any:
-        product = dy * xp.minimum(x0, xp.constant(0, x0.shape, x0))
-        if x1_shape in ((), (1,)):
-            return xp.reshape(xp.sum(product), x1_shape)
-        return xp.sum(product, tuple(i for i in range(x0.ndim) if i != self.base_axis))
+_prelu = elementwise(
+    "prelu", "x0 where it is not negative, else x0 x1.", y="where(x0 >= 0, x0, x0 * x1)",
+    inputs=("x0", "x1"), example="[-1., 2.]; [0.5, 0.5] -> [-0.5,  2. ]",
+)  # fmt: skip
 
 
 @function_api
@@ -146,8 +116,16 @@ def prelu(x0: Any, x1: Any, base_axis: int = 1) -> Any:
     >>> F.prelu(nn.Variable((2, 3)), nn.Variable((3,))).shape
     (2, 3)
     """
-    ndim = len(shape_of("prelu", "x0", x0))
-    return Prelu.of(axis_of("prelu", base_axis, ndim, "base_axis"))(x0, x1)
+    shape, slopes = shape_of("prelu", "x0", x0), shape_of("prelu", "x1", x1)
+    axis = axis_of("prelu", base_axis, len(shape), "base_axis")
+    if slopes not in ((), (1,), (shape[axis],)):
+        raise ShapeError(
+            f"[prelu] x1 has shape {slopes} but x0 {shape} with base_axis {axis} needs "
+            f"({shape[axis]},), or () for one slope"
+        )
+    column = [1] * len(shape)
+    column[axis] = slopes[0] if slopes else 1
+    return _prelu(x0, reshape(x1, column))
 
 
 @function_api

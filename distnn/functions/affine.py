@@ -18,6 +18,8 @@ class Affine(Function):
 
     base_axis: int
 
+    cuda = "affine.Affine"
+
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         depth = math.prod(x.shape[self.base_axis :])
         if not w.shape or w.shape[0] != depth:

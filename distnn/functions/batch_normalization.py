@@ -18,7 +18,7 @@ from .shapes import axes_of, number, shape_of
 
 @dataclass(frozen=True)
 class Normalization(Function, by_signature=False):
-    """What both share: the channel axes, and how statistics lie in memory."""
+    """What all share: the channel axes, and how statistics lie in memory."""
 
     axes: tuple[int, ...]
 
@@ -51,30 +51,52 @@ class Normalization(Function, by_signature=False):
             math.prod(shape[last + 1 :]),
         )
 
+    def grad_beta(self, xp: Any, dy: Any) -> Any:
+        return xp.sum(dy, self.summed(len(dy.shape)), True)
+
 
 @dataclass(frozen=True)
-class BatchNormalization(Normalization):
-    """y = gamma (x - mean) / sqrt(variance + eps) + beta with the batch's own mean and variance.
-
-    Updates the running statistics: running = decay_rate running + (1 - decay_rate) batch, where the
-    batch variance is the unbiased one.
-    """
+class BatchStatistics(Normalization, by_signature=False):
+    """Normalization by the statistics of batches, which update the running ones."""
 
     outputs = ("y", "batch_mean", "batch_variance")
-    saved = ("inverse_deviation",)
     updates = ("mean", "variance")
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
     ) -> tuple[Spec, ...]:
         shape = self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
-        if math.prod(x.shape) == 0:
-            raise ShapeError(
-                f"[batch_normalization] x has shape {x.shape}: an empty batch has no mean; use "
-                "batch_stat=False"
-            )
         statistic = Spec(shape, x.dtype)
         return Spec(x.shape, x.dtype), statistic, statistic, statistic
+
+    def grad_gamma(
+        self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
+    ) -> Any:
+        normal = (x - batch_mean) * (batch_variance + eps) ** -0.5
+        return xp.sum(dy * normal, self.summed(len(dy.shape)), True)
+
+
+@dataclass(frozen=True)
+class BatchNormalization(BatchStatistics):
+    """y = gamma (x - mean) / sqrt(variance + eps) + beta with the batch's own mean and variance.
+
+    Updates the running statistics: running = decay_rate running + (1 - decay_rate) batch, where the
+    batch variance is the unbiased one.
+    """
+
+    saved = ("inverse_deviation",)
+    cuda = "batch_normalization.BatchNormalization"
+
+    def setup(
+        self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
+    ) -> tuple[Spec, ...]:
+        specs = super().setup(x, beta, gamma, mean, variance)
+        if math.prod(x.shape) == 0:
+            raise ShapeError(
+                f"[{self.name}] x has shape {x.shape}: an empty batch has no mean; use "
+                "batch_stat=False"
+            )
+        return specs
 
     def forward(
         self,
@@ -143,15 +165,6 @@ class BatchNormalization(Normalization):
         mean_dn = xp.sum(dnormal * normal, axes, True) * (1 / m)
         dx = inverse * (dnormal - mean_d - normal * mean_dn)
         return dx + dbatch_mean * (1 / m) + centred * (dbatch_variance * (2 / m))
-
-    def grad_beta(self, xp: Any, dy: Any) -> Any:
-        return xp.sum(dy, self.summed(len(dy.shape)), True)
-
-    def grad_gamma(
-        self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
-    ) -> Any:
-        normal = (x - batch_mean) * (batch_variance + eps) ** -0.5
-        return xp.sum(dy * normal, self.summed(len(dy.shape)), True)
 
     def backward(
         self,
@@ -318,6 +331,7 @@ class FixedNormalization(Normalization):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta with given statistics."""
 
     name = "batch_normalization"
+    cuda = "batch_normalization.FixedNormalization"
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
@@ -335,9 +349,6 @@ class FixedNormalization(Normalization):
     def grad_x(self, xp: Any, dy: Any, gamma: Any, variance: Any, eps: float) -> Any:
         inverse = (variance + eps) ** -0.5
         return dy * (inverse if gamma is None else inverse * gamma)
-
-    def grad_beta(self, xp: Any, dy: Any) -> Any:
-        return xp.sum(dy, self.summed(len(dy.shape)), True)
 
     def grad_gamma(self, xp: Any, dy: Any, x: Any, mean: Any, variance: Any, eps: float) -> Any:
         normal = (x - mean) * (variance + eps) ** -0.5

@@ -81,6 +81,8 @@ class Convolution(_Bilinear):
     to the end of x and y, and to the end of w.
     """
 
+    cuda = "convolution.Convolution"
+
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
         group = self.geometry.group
@@ -162,6 +164,8 @@ class Deconvolution(_Bilinear):
 
     lengths: tuple[int, ...]
 
+    cuda = "convolution.Deconvolution"
+
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
         group = self.geometry.group
@@ -218,6 +222,7 @@ class FilterGradient(_Bilinear):
 
     kernel: tuple[int, ...]
 
+    cuda = "convolution.FilterGradient"
     outputs = ("v",)  # its gradient is dv: dy is an input here
 
     def _shape(self, dy: Any, x: Any) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ class Sink(Function):
         return Spec((), x[0].dtype)
 
     def forward(self, xp: Any, *x: Any) -> Any:
-        return x[0].dtype.type(0)
+        return xp.constant(0, (), x[0])
 
     def grad_x(self, xp: Any, index: int, dy: Any, x_shape: Any) -> Any:
         if self.gradients is None:

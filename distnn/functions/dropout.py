@@ -22,6 +22,7 @@ class Dropout(Function):
 
     outputs = ("y", "mask")
     random = True
+    cuda = "dropout.Dropout"
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
         return Spec(x.shape, x.dtype), Spec(x.shape, np.dtype(np.bool_))
@@ -32,6 +33,10 @@ class Dropout(Function):
 
     def grad_x(self, xp: Any, dy: Any, mask: Any, p: float) -> Any:
         return dy * mask * (1 / (1 - p))
+
+    def backward(self, xp: Any, need: Any, dy: Any, mask: Any, p: float, *, out: Any) -> None:
+        dx = xp.multiply(dy, mask, out=out.x)
+        xp.multiply(dx, dx.dtype.type(1 / (1 - p)), out=dx)
 
 
 @function_api

@@ -85,7 +85,7 @@ class Elementwise(Function, by_signature=False):
             shape = np.broadcast_shapes(*[a.shape for a in arrays])
             out = xp.empty(shape, arrays[0].dtype)
         named = dict(zip(self._inputs, arrays, strict=True))
-        return self._formula.evaluate(named, numbers, out)
+        return xp.evaluate(self._formula, named, numbers, out)
 
 
 def elementwise(

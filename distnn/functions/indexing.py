@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import ArgumentError, LabelError, ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from ..ndarray import check_shape
 from .shapes import axis_of, shape_of, whole_number
@@ -22,13 +22,14 @@ class Gather(Function):
     axis: int
 
     indices = ("index",)
+    cuda = "indexing.Gather"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         shape = (*x.shape[: self.axis], *index.shape, *x.shape[self.axis + 1 :])
         return Spec(shape, x.dtype)
 
     def forward(self, xp: Any, x: Any, index: Any, *, out: Any = None) -> Any:
-        index = checked_indices("gather", index, x.shape[self.axis])
+        index = checked_indices("gather", xp, index, x.shape[self.axis])
         return xp.take(x, index, self.axis, out=out, mode="clip")
 
     def grad_x(self, xp: Any, dy: Any, index: Any, x_shape: Any) -> Any:
@@ -43,6 +44,7 @@ class ScatterAdd(Function):
     length: int
 
     indices = ("index",)
+    cuda = "indexing.ScatterAdd"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         after = x.shape[self.axis + index.ndim :]
@@ -72,27 +74,33 @@ class Embed(Function):
     """y = rows of the table w that x0 names: Gather along axis 0."""
 
     indices = ("x0",)
+    cuda = "indexing.Embed"
 
     def setup(self, x0: Spec, w: Spec) -> Spec:
         return Spec((*x0.shape, *w.shape[1:]), w.dtype)
 
     def forward(self, xp: Any, x0: Any, w: Any, *, out: Any = None) -> Any:
-        x0 = checked_indices("embed", x0, w.shape[0])
+        x0 = checked_indices("embed", xp, x0, w.shape[0])
         return xp.take(w, x0, 0, out=out, mode="clip")
 
     def grad_w(self, xp: Any, dy: Any, x0: Any, w_shape: Any) -> Any:
         return xp.call(ScatterAdd.of(0, w_shape[0]), dy, x0)
 
 
-def checked_indices(function: str, index: Any, length: int) -> Any:
+def check_indices(function: str, xp: Any, index: Any, length: int) -> None:
+    """Raise LabelError unless every index is one of an axis, from 0 on or counted from the end."""
+    xp.check_range(
+        index,
+        -length,
+        length - 1,
+        f"[{function}] index {{value}} is out of range ({{wrong}} of {index.size} are); the axis "
+        f"has {length} elements, so indices are {-length} to {length - 1}",
+    )
+
+
+def checked_indices(function: str, xp: Any, index: Any, length: int) -> Any:
     """Indices from 0 on, negative ones counted from the end; raises LabelError beyond."""
-    if index.size and (int(index.max()) >= length or int(index.min()) < -length):
-        wrong = index[(index >= length) | (index < -length)]
-        raise LabelError(
-            f"[{function}] index {int(wrong.flat[0])} is out of range ({wrong.size} of "
-            f"{index.size} are); the axis has {length} elements, so indices are {-length} to "
-            f"{length - 1}"
-        )
+    check_indices(function, xp, index, length)
     return index % length if length else index
 
 
@@ -144,6 +152,7 @@ class OneHot(Function):
     shape: tuple[int, ...]
 
     indices = ("x",)
+    cuda = "indexing.OneHot"
 
     def setup(self, x: Spec, *, dtype: Any) -> Spec:
         if not x.shape or x.shape[-1] != len(self.shape):
@@ -153,13 +162,14 @@ class OneHot(Function):
             )
         return Spec((*x.shape[:-1], *self.shape), dtype)
 
-    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+    def forward(self, xp: Any, x: Any, *, out: Any) -> Any:
         flat = 0
         for axis, length in enumerate(self.shape):
-            flat = flat * length + checked_indices("one_hot", x[..., axis], length)
+            flat = flat * length + checked_indices("one_hot", xp, x[..., axis], length)
         size = math.prod(self.shape)
         y = xp.equal(xp.reshape(flat, (-1, 1)), xp.arange(size))
-        return y.reshape(*x.shape[:-1], *self.shape)
+        out[...] = y.reshape(out.shape)
+        return out
 
 
 @function_api
@@ -187,6 +197,7 @@ class TopNError(Function):
     n: int
 
     indices = ("target",)
+    cuda = "indexing.TopNError"
 
     def setup(self, x: Spec, target: Spec) -> Spec:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])

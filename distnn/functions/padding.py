@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,23 @@ class MirrorPad(Function):
         place %= period
         return np.minimum(place, period - place)
 
+    def runs(self, axis: int, length: int) -> Iterator[tuple[slice, slice]]:
+        """Parts of y along an axis, each with what it copies: neighbours in x, or one element."""
+        sources = self.sources(axis, length)
+        cuts = np.flatnonzero(np.diff(sources, n=2)) + 2
+        for first, stop in zip((0, *cuts), (*cuts, len(sources)), strict=True):
+            a, b = int(sources[first]), int(sources[stop - 1])
+            down = slice(a, b - 1 if b else None, -1)
+            yield slice(first, stop), slice(a, b + 1) if a <= b else down
+
     def forward(self, xp: Any, x: Any) -> Any:
         for axis, width in enumerate(self.widths):
             if any(width):
-                x = xp.take(x, xp.asarray(self.sources(axis, x.shape[axis])), axis)
+                length = x.shape[axis]
+                y = xp.empty(_with_length(x.shape, axis, length + sum(width)), x.dtype)
+                for places, sources in self.runs(axis, length):
+                    y[_along(axis, places)] = x[_along(axis, sources)]
+                x = y
         return x
 
     def grad_x(self, xp: Any, dy: Any, x_shape: Any) -> Any:
@@ -94,15 +107,28 @@ class MirrorUnpad(Function):
         for axis, width in enumerate(self.widths):
             if not any(width):
                 continue
-            sources = forward.sources(axis, self.shape[axis])
-            x = xp.moveaxis(x, axis, 0)
-            order = np.argsort(sources, kind="stable")
-            _, starts = np.unique(sources[order], return_index=True)
-            x = xp.moveaxis(xp.add.reduceat(x[order], starts, axis=0), 0, axis)
+            length = self.shape[axis]
+            y = xp.empty(_with_length(x.shape, axis, length), x.dtype)
+            y.fill(0)
+            for places, sources in forward.runs(axis, length):
+                elements, copies = y[_along(axis, sources)], x[_along(axis, places)]
+                if elements.shape != copies.shape:
+                    copies = xp.sum(copies, axis, keepdims=True)
+                elements += copies
+            x = y
         return x
 
     def grad_x(self, xp: Any, dy: Any) -> Any:
         return xp.call(MirrorPad.of(self.widths, self.mode), dy)
+
+
+def _with_length(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    return (*shape[:axis], length, *shape[axis + 1 :])
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    """The index of a part along an axis."""
+    return (*(slice(None),) * axis, part)
 
 
 @function_api

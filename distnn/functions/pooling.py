@@ -32,14 +32,15 @@ class _Windows(Function, by_signature=False):
     ignore_border: bool
     channel_last: bool
 
-    def _axes(self, ndim: int) -> range:
+    def axes(self, ndim: int) -> range:
+        """The axes of an array that windows lie on."""
         stop = ndim - self.channel_last
         return range(stop - len(self.kernel), stop)
 
     def result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         lengths = list(shape)
         for a, k, s, p in zip(
-            self._axes(len(shape)), self.kernel, self.stride, self.pad, strict=True
+            self.axes(len(shape)), self.kernel, self.stride, self.pad, strict=True
         ):
             n = shape[a] + 2 * p
             lengths[a] = (n - k) // s + 1 if self.ignore_border else -(-n // s)
@@ -53,12 +54,12 @@ class _Windows(Function, by_signature=False):
                 "shorter kernel"
             )
         shape = self.result_shape(x.shape)
-        if any(shape[a] < 1 for a in self._axes(x.ndim)):
+        if any(shape[a] < 1 for a in self.axes(x.ndim)):
             raise ShapeError(
                 f"[{self.name}] the kernel {self.kernel} with pad {self.pad} does not fit into x "
                 f"{x.shape}; pad x or use a smaller kernel"
             )
-        for a, s, p in zip(self._axes(x.ndim), self.stride, self.pad, strict=True):
+        for a, s, p in zip(self.axes(x.ndim), self.stride, self.pad, strict=True):
             if needs_elements and (shape[a] - 1) * s - p >= x.shape[a] > 0:
                 raise ShapeError(
                     f"[{self.name}] with ignore_border=False the last window of axis {a} of x "
@@ -69,7 +70,7 @@ class _Windows(Function, by_signature=False):
 
     def taps(self, x_shape: tuple[int, ...]) -> Iterator[tuple[int, Index, Index]]:
         """For each element of a window: its number, the results it enters, the elements of x."""
-        axes = self._axes(len(x_shape))
+        axes = self.axes(len(x_shape))
         y_shape = self.result_shape(x_shape)
         for number, tap in enumerate(itertools.product(*map(range, self.kernel))):
             results: list[Any] = [slice(None)] * len(x_shape)
@@ -90,7 +91,7 @@ class _Windows(Function, by_signature=False):
         total = np.ones((1,) * len(x_shape))
         y_shape = self.result_shape(x_shape)
         for a, k, s, p in zip(
-            self._axes(len(x_shape)), self.kernel, self.stride, self.pad, strict=True
+            self.axes(len(x_shape)), self.kernel, self.stride, self.pad, strict=True
         ):
             start = np.arange(y_shape[a]) * s - p
             stop = np.minimum(start + k, x_shape[a] + p)
@@ -108,6 +109,8 @@ class LinearPooling(_Windows):
 
     average: bool
     including_pad: bool
+
+    cuda = "pooling.LinearPooling"
 
     @property
     def name(self) -> str:
@@ -137,6 +140,8 @@ class LinearUnpooling(_Windows):
     including_pad: bool
     x_shape: tuple[int, ...]
 
+    cuda = "pooling.LinearUnpooling"
+
     def setup(self, x: Spec) -> Spec:
         return Spec(self.x_shape, x.dtype)
 
@@ -158,6 +163,7 @@ class MaxPooling(_Windows):
     """y = largest element of a window, the first of equal ones."""
 
     outputs = ("y", "index")
+    cuda = "pooling.MaxPooling"
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
         y = self.spec(x, True)
@@ -188,6 +194,7 @@ class MaxUnpooling(_Windows):
     x_shape: tuple[int, ...]
 
     indices = ("index",)
+    cuda = "pooling.MaxUnpooling"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         return Spec(self.x_shape, x.dtype)
@@ -208,6 +215,7 @@ class PickFromWindows(_Windows):
     """y = the element of each window that the index names: the adjoint of MaxUnpooling."""
 
     indices = ("index",)
+    cuda = "pooling.PickFromWindows"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         return Spec(index.shape, x.dtype)

@@ -132,6 +132,7 @@ class Extreme(_Reduction):
     largest: bool
 
     outputs = ("y", "index")
+    cuda = "reduction.Extreme"
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import LabelError, ShapeError
+from ..errors import ShapeError
 from ..function import Function, Spec
 from .shapes import axis_of, shape_of
 
@@ -16,6 +16,8 @@ class Softmax(Function):
     """y = exp(x) / sum exp(x) along an axis."""
 
     axis: int
+
+    cuda = "softmax.Softmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -30,12 +32,19 @@ class Softmax(Function):
     def grad_x(self, xp: Any, dy: Any, y: Any) -> Any:
         return y * (dy - xp.sum(dy * y, self.axis, True))
 
+    def backward(self, xp: Any, need: Any, dy: Any, y: Any, *, out: Any) -> None:
+        dx = xp.multiply(dy, y, out=out.x)
+        xp.subtract(dy, xp.sum(dx, self.axis, True), out=dx)
+        dx *= y
+
 
 @dataclass(frozen=True)
 class LogSoftmax(Function):
     """y = x - log sum exp(x) along an axis."""
 
     axis: int
+
+    cuda = "softmax.LogSoftmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -47,6 +56,11 @@ class LogSoftmax(Function):
 
     def grad_x(self, xp: Any, dy: Any, y: Any) -> Any:
         return dy - xp.exp(y) * xp.sum(dy, self.axis, True)
+
+    def backward(self, xp: Any, need: Any, dy: Any, y: Any, *, out: Any) -> None:
+        dx = xp.exp(y, out=out.x)
+        dx *= xp.sum(dy, self.axis, True)
+        xp.subtract(dy, dx, out=dx)
 
 
 @function_api
@@ -99,6 +113,7 @@ class SoftmaxCrossEntropy(Function):
 
     indices = ("target",)
     saved = ("p",)
+    cuda = "softmax.SoftmaxCrossEntropy"
 
     def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec]:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
@@ -130,12 +145,13 @@ class SoftmaxCrossEntropy(Function):
 
 def check_labels(function: str, xp: Any, t: Any, classes: int) -> None:
     """Raise LabelError unless every label is a class number or -1."""
-    if t.size and (int(t.max()) >= classes or int(t.min()) < -1):
-        wrong = t[(t >= classes) | (t < -1)]
-        raise LabelError(
-            f"[{function}] target holds {int(wrong.flat[0])} ({wrong.size} of {t.size} labels are "
-            f"out of range); with {classes} classes labels are 0 to {classes - 1}, or -1 to ignore"
-        )
+    xp.check_range(
+        t,
+        -1,
+        classes - 1,
+        f"[{function}] target holds {{value}} ({{wrong}} of {t.size} labels are out of range); "
+        f"with {classes} classes labels are 0 to {classes - 1}, or -1 to ignore",
+    )
 
 
 @function_api

@@ -22,9 +22,10 @@ import numpy as np
 from ..calling import function_api
 from ..errors import ArgumentError, CommunicatorError, ShapeError
 from ..function import Function, Spec
+from ..transfer import array_module
 from .batch_normalization import (
+    BatchStatistics,
     FixedNormalization,
-    Normalization,
     checked,
     gradient_sums,
     input_gradient,
@@ -63,12 +64,10 @@ class Ranks:
     def gather(self, operation: str, shape: Sequence[int], numbers: np.ndarray) -> np.ndarray:
         """The numbers of all ranks, by rank; `shape` (of x's statistics) must agree."""
 
-        def job(transport: Transport, _: Agreement) -> np.ndarray:
-            found = np.empty((transport.size, *numbers.shape), numbers.dtype)
-            transport.all_gather(numbers, found)
-            return found
-
-        return self._run(operation, shape, job)
+        size = len(self._ranks(operation).find_group(self.group))
+        found = array_module(numbers).empty((size, *numbers.shape), numbers.dtype)
+        self._run(operation, shape, lambda transport, _: transport.all_gather(numbers, found))
+        return found
 
     def sum(self, operation: str, shape: Sequence[int], numbers: np.ndarray) -> np.ndarray:
         """The sums over ranks, in place."""
@@ -80,29 +79,30 @@ class Ranks:
     ) -> Any:
         from ..communicators.header import Schedule
 
+        schedule = Schedule(operation, [f"statistics {shape}"], only_compared=True)
+        return self._ranks(operation)._run(schedule, job, self.group)
+
+    def _ranks(self, operation: str) -> MultiProcessDataParallelCommunicator:
         communicator = self.communicator()
         if communicator is None:
             raise CommunicatorError(f"[{operation}] its communicator is gone; keep it")
-        return communicator._run(Schedule(operation, [f"statistics {shape}"]), job, self.group)
+        return communicator
 
 
 @dataclass(frozen=True)
-class SyncBatchNormalization(Normalization):
+class SyncBatchNormalization(BatchStatistics):
     """Batch normalization with the mean and variance of the batches of all ranks."""
 
     ranks: Ranks
 
-    outputs = ("y", "batch_mean", "batch_variance")
     saved = ("inverse_deviation", "count")
-    updates = ("mean", "variance")
+    cuda = "sync_batch_normalization.SyncBatchNormalization"
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
     ) -> tuple[Spec, ...]:
-        shape = self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
-        statistic = Spec(shape, x.dtype)
-        count = Spec((1,), np.dtype(np.float64))
-        return Spec(x.shape, x.dtype), statistic, statistic, statistic, count
+        specs = super().setup(x, beta, gamma, mean, variance)
+        return *specs, Spec((1,), np.dtype(np.float64))
 
     def forward(
         self,
@@ -126,14 +126,8 @@ class SyncBatchNormalization(Normalization):
         (total,) = channels.sums(lambda i, j: arranged[i:j])
         squares = sums_of_squares(channels, arranged, _mean(total, channels.count, x.dtype))
         mine = np.concatenate(([channels.count], total, squares))
-        count[0], found_mean, found_variance = _merged(
-            self.ranks.gather(self.name, shape, mine), x.dtype
-        )
-        if not count[0]:
-            raise ShapeError(
-                f"[{self.name}] x has shape {x.shape} here and is empty on all ranks: an empty "
-                "batch has no mean; use batch_stat=False"
-            )
+        found = self.gather(shape, mine, x.shape)
+        count[0], found_mean, found_variance = _merged(found, x.dtype)
         batch_mean[...] = found_mean.reshape(shape)
         batch_variance[...] = found_variance.reshape(shape)
         inverse[...] = 1 / np.sqrt(batch_variance.astype(np.float64) + eps)
@@ -146,6 +140,17 @@ class SyncBatchNormalization(Normalization):
             decay_rate * mean + (1 - decay_rate) * batch_mean,
             decay_rate * variance + (1 - decay_rate) * unbiased * batch_variance,
         )
+
+    def gather(self, shape: Sequence[int], mine: Any, x_shape: Sequence[int]) -> Any:
+        """(count, sums, sums of squares) of all ranks, by rank; not all counts are 0."""
+        found = self.ranks.gather(self.name, shape, mine)
+        # A rank that has elements need not look at the others' counts, which may be on a device.
+        if not math.prod(x_shape) and not float(found[:, 0].sum()):
+            raise ShapeError(
+                f"[{self.name}] x has shape {x_shape} here and is empty on all ranks: an empty "
+                "batch has no mean; use batch_stat=False"
+            )
+        return found
 
     def backward(
         self,
@@ -208,15 +213,6 @@ class SyncBatchNormalization(Normalization):
         dx = inverse * (dnormal - mean_d - normal * mean_dn)
         dx = dx + xp.call(average, dbatch_mean)
         return dx + centred * xp.call(average, dbatch_variance) * 2
-
-    def grad_beta(self, xp: Any, dy: Any) -> Any:
-        return xp.sum(dy, self.summed(len(dy.shape)), True)
-
-    def grad_gamma(
-        self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
-    ) -> Any:
-        normal = (x - batch_mean) * (batch_variance + eps) ** -0.5
-        return xp.sum(dy * normal, self.summed(len(dy.shape)), True)
 
     # Sums per channel want (A, C, B) arrays of float32 or more: often x itself, else a copy.
 
@@ -284,9 +280,10 @@ class BatchAverage(Function):
         return x
 
     def forward(self, xp: Any, x: Any) -> Any:
-        mine = np.concatenate(([self.count], x.reshape(-1).astype(np.float64)))
+        count = xp.full(1, self.count, np.float64)
+        mine = xp.concatenate((count, x.reshape(-1).astype(np.float64)))
         total = self.ranks.sum("sync_batch_normalization gradient", x.shape, mine)
-        return (total[1:] / max(total[0], 1)).reshape(x.shape).astype(x.dtype)
+        return (total[1:] / xp.maximum(total[:1], 1)).reshape(x.shape).astype(x.dtype)
 
     def grad_x(self, xp: Any, dy: Any) -> Any:
         return xp.call(self, dy)

@@ -6,10 +6,18 @@ A process that sees one device opens no context on the others (pytorch#26385, ap
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from .errors import LaunchError
 from .place import Place
+
+SHARE_VARIABLE = "DISTNN_SHARE_GPU"  # 1: several ranks may use one GPU
+
+
+def sharing_is_allowed(environment: Mapping[str, str]) -> bool:
+    """Whether the user wants several ranks on one GPU."""
+    return environment.get(SHARE_VARIABLE, "") not in ("", "0")
 
 
 def visible_device(
@@ -59,16 +67,36 @@ def visible_device(
 
 def count_gpus() -> int:
     """NVIDIA GPUs that the driver shows to this process; 0 without a driver."""
+    number = ctypes.c_uint(0)
+    with _driver() as nvml:
+        if nvml is not None and nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)) == 0:
+            return number.value
+    return 0
+
+
+def driver_version() -> str:
+    """Version of the NVIDIA driver, such as "580.65.06"; empty without one."""
+    text = ctypes.create_string_buffer(80)
+    with _driver() as nvml:
+        if nvml is not None and nvml.nvmlSystemGetDriverVersion(text, 80) == 0:
+            return text.value.decode()
+    return ""
+
+
+@contextmanager
+def _driver() -> Iterator[ctypes.CDLL | None]:
+    """The driver's library for questions like these; None without a driver."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return 0
-    if nvml.nvmlInit_v2() != 0:
-        return 0
-    number = ctypes.c_uint(0)
-    found = nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)) == 0
-    nvml.nvmlShutdown()
-    return number.value if found else 0
+        nvml = None
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        yield None
+        return
+    try:
+        yield nvml
+    finally:
+        nvml.nvmlShutdown()
 
 
 def _devices(listed: str) -> list[str]:

@@ -69,7 +69,10 @@ def prepare(here: Place, options: RankOptions, shared: str | None = None) -> dic
     Raises: LaunchError when the node has too few GPUs.
     """
     environment = {**os.environ, **dict(item.split("=", 1) for item in options.env)}
-    device = gpus.visible_device(here, environment, options.gpus_per_node, options.share_gpu)
+    if options.share_gpu:
+        environment[gpus.SHARE_VARIABLE] = "1"
+    shared_gpu = gpus.sharing_is_allowed(environment)
+    device = gpus.visible_device(here, environment, options.gpus_per_node, shared_gpu)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     threads = str(_bind(here, options.bind))

@@ -1,7 +1,11 @@
 """Parametric functions `PF.*`: functions with parameters, which the first call creates."""
 
 from .connection import affine, convolution, deconvolution, embed
-from .normalization import batch_normalization, sync_batch_normalization
+from .normalization import (
+    batch_normalization,
+    fused_batch_normalization,
+    sync_batch_normalization,
+)
 from .scope import parametric_function_api
 
 __all__ = [
@@ -10,6 +14,7 @@ __all__ = [
     "convolution",
     "deconvolution",
     "embed",
+    "fused_batch_normalization",
     "parametric_function_api",
     "sync_batch_normalization",
 ]

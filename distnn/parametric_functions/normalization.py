@@ -53,6 +53,44 @@ def batch_normalization(
 
 
 @parametric_function_api("bn", _PARAMETERS)
+def fused_batch_normalization(
+    inp: Any,
+    z: Any = None,
+    axes: Sequence[int] = (1,),
+    decay_rate: float = 0.9,
+    eps: float = 1e-5,
+    batch_stat: bool = True,
+    nonlinearity: str = "relu",
+    output_stat: bool = False,
+    fix_parameters: bool = False,
+    param_init: Mapping[str, Initializer] | None = None,
+    no_scale: bool = False,
+    no_bias: bool = False,
+) -> Any:
+    """Batch normalization, addition of z and relu in one function.
+
+    Its parameters have the names of batch_normalization's, so a file of one fits the other.
+
+    Args:
+        inp: (N, C, ...) array.
+        z, axes, decay_rate, eps, batch_stat, nonlinearity, output_stat: see
+            F.fused_batch_normalization.
+        fix_parameters, param_init, no_scale, no_bias: see batch_normalization.
+
+    >>> import distnn as nn, distnn.parametric_functions as PF
+    >>> h, shortcut = nn.Variable((8, 3, 4, 4)), nn.Variable((8, 3, 4, 4))
+    >>> PF.fused_batch_normalization(h, shortcut).shape
+    (8, 3, 4, 4)
+    """
+    name = "fused_batch_normalization"
+    kept = axes_of(name, axes, len(inp.shape))
+    parameters = _parameters(name, inp, kept, fix_parameters, param_init, no_scale, no_bias)
+    return F.fused_batch_normalization(
+        inp, *parameters, z, kept, decay_rate, eps, batch_stat, nonlinearity, output_stat
+    )
+
+
+@parametric_function_api("bn", _PARAMETERS)
 def sync_batch_normalization(
     inp: Any,
     comm: Any,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from .. import transfer
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..hooks import solver_hooks
@@ -22,6 +23,10 @@ from ..ndarray import NdArray, Storage
 from ..parameter_slab import Block, Run, attached, runs
 from ..variable import Variable
 
+if TYPE_CHECKING:
+    from ..backend import Backend
+
+T = TypeVar("T")
 SolverHook = Callable[[], object] | None
 
 
@@ -45,7 +50,7 @@ class _Parameter:
         self.key = key
         self.variable = variable
         self.t = 0
-        self.states: dict[str, np.ndarray] = {}
+        self.states: dict[str, Any] = {}
         self.block: Block | None = None
         self.start = 0
 
@@ -69,7 +74,7 @@ class Solver:
         self._learning_rate = float(learning_rate)
         self.info = info
         self._parameters: OrderedDict[str, _Parameter] = OrderedDict()
-        self._blocks: dict[tuple[int, str], tuple[Block, np.ndarray]] = {}
+        self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         self._runs: tuple[tuple[int, ...], list[Run]] | None = None
 
     def numbers(self, t: int) -> tuple[float, ...]:
@@ -163,18 +168,19 @@ class Solver:
         """Forget all parameters and their states."""
         self.remove_parameters(list(self._parameters))
 
-    def _place_states(self, parameter: _Parameter, values: Mapping[str, np.ndarray] | None) -> None:
+    def _place_states(self, parameter: _Parameter, values: Mapping[str, Any] | None) -> None:
         """Give states their memory, at the parameter's offset where that is in a slab."""
         data = parameter.variable.data
         slot = data._storage.home if attached(data) is not None else None
         states = {}
         for name in self.states:
             if slot is None:
-                state = np.zeros(data.size, data.dtype if data.dtype.kind == "f" else np.float32)
+                dtype = data.dtype if data.dtype.kind == "f" else np.dtype(np.float32)
+                state = transfer.backend_of(_memory(data)).zeros(data.size, dtype)
             else:
                 state = self._state_block(slot.block, name)[slot.start : slot.stop]
             if values is not None and name in values:
-                state[...] = values[name].reshape(-1)
+                transfer.copy(state, values[name].reshape(-1))
             elif slot is not None and state.any():
                 state[...] = 0
             states[name] = state
@@ -182,7 +188,7 @@ class Solver:
         parameter.block = None if slot is None else slot.block
         parameter.start = 0 if slot is None else slot.start
 
-    def _state_block(self, block: Block, name: str) -> np.ndarray:
+    def _state_block(self, block: Block, name: str) -> Any:
         found = self._blocks.get((id(block), name))
         if found is None:
             found = (block, block.backend.zeros(len(block.data), block.data.dtype))
@@ -204,7 +210,7 @@ class Solver:
         """Parameters that got a gradient since zero_grad; others are skipped everywhere."""
         return [p for p in self._parameters.values() if not p.variable.grad._storage.zeroing]
 
-    def _gradients(self) -> list[tuple[_Parameter, np.ndarray]]:
+    def _gradients(self) -> list[tuple[_Parameter, Any]]:
         return [(p, _memory(p.variable.grad)) for p in self._active()]
 
     def scale_grad(
@@ -212,8 +218,7 @@ class Solver:
     ) -> None:
         """Multiply all gradients by `scale`."""
         with _Hooked(pre_hook, post_hook):
-            for run in self._active_runs():
-                np.multiply(run.grad, scale, out=run.grad)
+            _run(_SCALE, [([run.grad], [float(scale)]) for run in self._active_runs()])
 
     def weight_decay(
         self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
@@ -226,8 +231,8 @@ class Solver:
             if self.fused_weight_decay:
                 self._decay_once(float(decay_rate))
             elif decay_rate != 0:
-                for run in self._active_runs():
-                    _DECAY.run([run.grad, run.data], [float(decay_rate)])
+                rate = [float(decay_rate)]
+                _run(_DECAY, [([run.grad, run.data], rate) for run in self._active_runs()])
 
     def _decay_once(self, rate: float) -> None:
         raise NotImplementedError
@@ -245,31 +250,32 @@ class Solver:
                 f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
             )
         with _Hooked(pre_hook, post_hook):
-            for _, grad in self._gradients():
-                flat = grad.reshape(-1)
-                norm = math.sqrt(float(np.add.reduce(np.square(flat, dtype=np.float64))))
-                if norm > clip_norm:
-                    grad *= clip_norm / norm
+            jobs = []
+            for backend, grads in by_backend((g for _, g in self._gradients()), lambda g: g):
+                squares = backend.sums_of_squares(grads)
+                for grad, square in zip(grads, squares, strict=True):
+                    if square > clip_norm * clip_norm:
+                        jobs.append(([grad.reshape(-1)], [clip_norm / math.sqrt(square)]))
+            _run(_SCALE, jobs)
 
     def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds an infinity."""
-        return self._check(np.isinf, pre_hook, post_hook)
+        return self._check("isinf", pre_hook, post_hook)
 
     def check_nan_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds a NaN."""
-        return self._check(np.isnan, pre_hook, post_hook)
+        return self._check("isnan", pre_hook, post_hook)
 
     def check_inf_or_nan_grad(
         self, pre_hook: SolverHook = None, post_hook: SolverHook = None
     ) -> bool:
         """True if any gradient holds an infinity or a NaN."""
-        return self._check(lambda g: ~np.isfinite(g), pre_hook, post_hook)
+        return self._check("not isfinite", pre_hook, post_hook)
 
-    def _check(
-        self, test: Callable[[np.ndarray], np.ndarray], pre_hook: SolverHook, post_hook: SolverHook
-    ) -> bool:
+    def _check(self, test: str, pre_hook: SolverHook, post_hook: SolverHook) -> bool:
         with _Hooked(pre_hook, post_hook):
-            return any(bool(test(run.grad).any()) for run in self._active_runs())
+            found = by_backend((run.grad for run in self._active_runs()), lambda g: g)
+            return any(backend.any_of(test, grads) for backend, grads in found)
 
     # -- update -------------------------------------------------------------------------------
 
@@ -294,6 +300,7 @@ class Solver:
         stay as they are.
         """
         with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
+            jobs = []
             for run in self._active_runs():
                 members = [self._by_number[i] for i in run.members]
                 first = members[0]
@@ -303,10 +310,11 @@ class Solver:
                     else self._state_block(run.block, name)[run.start : run.stop]
                     for name in self.states
                 ]
-                self.rule.run([run.data, run.grad, *states], self.numbers(first.t + 1))
+                jobs.append(([run.data, run.grad, *states], self.numbers(first.t + 1)))
                 for parameter in members:
                     parameter.t += 1
                     parameter.variable.data._storage.version += 1
+            _run(self.rule, jobs)
 
     def _active_runs(self) -> list[Run]:
         """Runs of active parameters of equal step count."""
@@ -333,21 +341,32 @@ class Solver:
             self._runs = (key, list(itertools.chain.from_iterable(found)))
         return self._runs[1]
 
-    def _prepared(self, parameter: _Parameter) -> np.ndarray:
-        """The parameter's memory, in its slot again if a dtype change had moved it away."""
-        data = parameter.variable.data
+    def _prepared(self, parameter: _Parameter) -> Any:
+        """The parameter's memory, in its slot again if a dtype change had moved it away.
+
+        Parameter, gradient and states then lie in one memory: the device's if one of them does.
+        """
+        data, grad = parameter.variable.data, parameter.variable.grad
+        on_host = [transfer.on_host(_memory(array)) for array in (data, grad)]
+        if on_host[0] != on_host[1]:
+            moved, other = (data, grad) if on_host[0] else (grad, data)
+            backend = transfer.backend_of(_memory(other))
+            moved._storage.place(backend.convert(moved._storage.array, moved.dtype))
         storage = data._storage
         home = storage.home
         array = _memory(data)
         if home is not None and array is not home.array and data._whole():
-            home.array[...] = array
+            transfer.copy(home.array, array)
             storage.place(home.array)
             array = home.array
         elif array.dtype.kind != "f":
             data.cast(np.float32)
             array = _memory(data)
         slot = attached(data)
-        if parameter.block is not (None if slot is None else slot.block):
+        states = next(iter(parameter.states.values()), array)
+        if parameter.block is not (None if slot is None else slot.block) or transfer.on_host(
+            states
+        ) != transfer.on_host(array):
             self._place_states(parameter, parameter.states)
         return array
 
@@ -393,7 +412,7 @@ class Solver:
         for key, state in states.items():
             parameter = self._parameters[key]
             for name, variable in state.pstate.items():
-                parameter.states[name][...] = variable.data.get_data("r").reshape(-1)
+                transfer.copy(parameter.states[name], variable.data.get_data("r").reshape(-1))
             parameter.t = state.t
 
     def save_states(self, path: str) -> None:
@@ -409,14 +428,29 @@ class Solver:
         self.set_states(load_states(path, self._parameters, self.states))
 
 
+_SCALE = Assignments("g = scale * g", ("g",), ("scale",))
 _DECAY = Assignments("g = g + rate * w", ("g", "w"), ("rate",))
 
 
-def _memory(array: NdArray) -> np.ndarray:
+def _run(rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
+    """Run a rule on jobs of (arrays, numbers), all of a memory at once."""
+    for backend, mine in by_backend(jobs, lambda job: job[0][0]):
+        backend.run(rule, mine)
+
+
+def by_backend(items: Iterable[T], array: Callable[[T], Any]) -> list[tuple[Backend, list[T]]]:
+    """Items grouped by the backend that computes where their array lies."""
+    groups: dict[Backend, list[T]] = {}
+    for item in items:
+        groups.setdefault(transfer.backend_of(array(item)), []).append(item)
+    return list(groups.items())
+
+
+def _memory(array: NdArray) -> Any:
     """The array's memory, with pending values written."""
     storage = array._storage
     values = storage.array
-    if values is None or storage.pending is not None:
+    if values is None or storage.pending is not None or storage.host is not None:
         values = storage.materialize()
     return array._view(values)
 

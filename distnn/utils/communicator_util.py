@@ -26,8 +26,8 @@ def create_communicator(
     Args:
         ignore_error: where something fails and this is the only rank, log it and return None. With
             several ranks errors are raised all the same: each would train alone, unnoticed.
-        extension_module: what functions run on. NNabla's default is "cudnn"; here it is "cpu",
-            since this version has no GPU kernels; "cudnn" says so.
+        extension_module: what functions run on: "cpu", or "cudnn" for the GPU of this rank.
+            NNabla's default is "cudnn".
         type_config: "float", "half" or "double".
     Returns: the communicator; with one rank too.
 
@@ -40,8 +40,11 @@ def create_communicator(
         communicator = MultiProcessDataParallelCommunicator(context)
         communicator.init()
         if extension_module != "cpu":
-            context.device_id = str(communicator.local_rank)
+            context.device_id = "auto"  # by now it is known for sure which rank this is
+            context.device_id = str(context.resolve().device)
         set_default_context(context)
+        if communicator.size > 1:
+            communicator.connect_devices()
     except DistnnError as error:
         if not ignore_error or _several():
             raise

@@ -1,0 +1,31 @@
+"""Affine map on a GPU: one product of matrices, to which the bias is added where it is stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cupy
+import numpy as np
+
+from .matmul import multiply
+from .twin import Twin
+
+
+class Affine(Twin):
+    """functions.affine.Affine."""
+
+    def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
+        batch = x.shape[: self.function.base_axis]
+        if out is None:
+            out = cupy.empty((*batch, *w.shape[1:]), x.dtype)
+        rows, depth, columns = math.prod(batch), w.shape[0], math.prod(w.shape[1:])
+        multiply(
+            x.reshape(rows, depth), w.reshape(depth, columns), out.reshape(rows, columns),
+            tf32=x.dtype == np.float32 and xp.precision != "highest",
+            bias=None if b is None else b.reshape(columns),
+        )  # fmt: skip
+        return out
+
+    def backward(self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any) -> None:
+        self.function.backward(xp, need, dy, x, w, out=out)

@@ -1,0 +1,283 @@
+"""One launch for many arrays: solver updates, sums of squares, searches for infinities.
+
+Sizes and addresses of the arrays lie in a table in device memory, which is kept as long as the same
+arrays come again. A block works on one chunk of one array.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ..formula import Assignments
+from . import labels, transfer
+from .formula_source import assignments_code, written
+from .kernels import FLOATS, THREADS, TYPES, Kernel, includes, kernel
+from .pack import header, pack_length
+
+_CHUNK = 8192  # elements of a block; a multiple of THREADS times any pack's length
+
+Jobs = Sequence[tuple[Sequence[Any], Sequence[float]]]
+
+
+def run(rule: Assignments, jobs: Jobs) -> None:
+    """Run `rule` on each job: its arrays, written in place, and its numbers.
+
+    One launch for all jobs whose arrays have the same dtypes. It does nothing where the error word
+    is set (labels.py): what an error has spoilt does not reach parameters.
+
+    Args:
+        jobs: arrays, C-contiguous and of one size, and numbers, in the order of the rule.
+    """
+    groups: dict[tuple[np.dtype, ...], list] = {}
+    for job in jobs:
+        if job[0][0].size:
+            groups.setdefault(tuple(a.dtype for a in job[0]), []).append(job)
+    for dtypes, members in groups.items():
+        update, settings = _update(rule, dtypes)
+        table = _table(
+            rule, tuple((a[0].size, *(array.data.ptr for array in a)) for a, _ in members)
+        )
+        table.set_numbers([settings(*numbers) for _, numbers in members])
+        update(
+            table.blocks, THREADS, labels.error_word(), table.words, table.numbers,
+            np.int64(table.jobs),
+        )  # fmt: skip
+
+
+def sums_of_squares(arrays: Sequence[Any]) -> list[float]:
+    """The sum of squares of each array, in float64; the host waits for them.
+
+    They are added in an order that depends on the array's size only.
+    """
+    return _sums("squares", arrays)
+
+
+def any_of(test: str, arrays: Sequence[Any]) -> bool:
+    """True if some element is infinite ("isinf"), NaN ("isnan") or either ("not isfinite")."""
+    return any(_sums(test, arrays))
+
+
+class _Table:
+    """Jobs in device memory: for each its first block, and what the kernel reads of it."""
+
+    def __init__(self, jobs: Sequence[tuple[int, ...]]) -> None:
+        first = np.cumsum([0, *(-(-size // _CHUNK) for size, *_ in jobs)])
+        words = np.concatenate([first, np.array(jobs, np.int64).reshape(-1)])
+        self.jobs = len(jobs)
+        self.blocks = int(first[-1])
+        self.words = cupy.asarray(words)
+        self.numbers = self.words  # until there are some
+        self._values: list[list] | None = None
+
+    def set_numbers(self, values: list[list]) -> None:
+        """Numbers of each job; uploaded where they have changed, to a place that stays."""
+        if values[0] and values != self._values:
+            if self._values is None:
+                self.numbers = cupy.empty((self.jobs, len(values[0])), np.float64)
+            self.numbers.set(np.array(values, np.float64))
+            self._values = values
+
+
+@functools.lru_cache(maxsize=256)
+def _table_on(device: int, user: object, jobs: tuple[tuple[int, ...], ...]) -> _Table:
+    return _Table(jobs)
+
+
+def _table(user: object, jobs: tuple[tuple[int, ...], ...]) -> _Table:
+    """The table of `user` with these jobs on the current device."""
+    return _table_on(cupy.cuda.runtime.getDevice(), user, jobs)
+
+
+# What a kernel over chunks begins with: its job, and the elements begin to end of it.
+_JOB = """
+  long long job = 0;
+  for (long long last = jobs - 1; job < last;) {{
+    const long long middle = (job + last + 1) / 2;
+    if (words[middle] <= blockIdx.x) job = middle; else last = middle - 1;
+  }}
+  const long long* own = words + jobs + 1 + job * {width};
+  const long long begin = (blockIdx.x - words[job]) * {chunk};
+  const long long end = begin + {chunk} < own[0] ? begin + {chunk} : own[0];
+"""
+
+
+# -- updates --------------------------------------------------------------------------------------
+
+_UPDATE = """{header}
+{function}
+// Elements begin to end, V at a time; their number is a multiple of V.
+template <int V>
+static __device__ __forceinline__ void run(long long begin, long long end, {parameters}) {{
+  for (long long i = begin + threadIdx.x * V; i < end; i += blockDim.x * V) {{
+{loads}#pragma unroll
+    for (int k = 0; k < V; ++k) {{
+{elements}      update({values});
+{results}    }}
+{stores}  }}
+}}
+
+extern "C" __global__ void {name}(const double* error, const long long* words,
+                                  const double* numbers, long long jobs) {{
+  if (*error != 0) return;
+{job}{pointers}{numbers}  const long long packed = {aligned} ? end - (end - begin) % {pack} : begin;
+  run<{pack}>(begin, packed, {arguments});
+  run<1>(packed, end, {arguments});
+}}
+"""
+
+
+@functools.cache
+def _update(rule: Assignments, dtypes: tuple[np.dtype, ...]) -> tuple[Kernel, Any]:
+    """The kernel of a rule, and what makes its numbers of the rule's."""
+    settings = assignments_code(rule, dtypes).settings
+    return kernel(_name(rule), update_source(rule, dtypes)), settings
+
+
+def _name(rule: Assignments) -> str:
+    """The kernel's name, which profilers show."""
+    return "update_" + re.sub(r"\W+", "_", "_".join((*rule.arrays, *rule.numbers)))
+
+
+def update_source(rule: Assignments, dtypes: tuple[np.dtype, ...]) -> str:
+    """CUDA source of the kernel of a rule on arrays of `dtypes`."""
+    code = assignments_code(rule, dtypes)
+    types = [TYPES[dtype.char] for dtype in dtypes]
+    pack = pack_length(dtypes)
+    count = range(len(types))
+    assigned = [i for i in count if rule.arrays[i] in written(rule)]
+    arrays = [f"a{i}" for i in count]
+    numbers = [f"n{i}" for i in range(code.numbers)]
+
+    def lines(indent: int, texts: Sequence[str]) -> str:
+        return "".join(f"{' ' * indent}{text}\n" for text in texts)
+
+    return _UPDATE.format(
+        header=header(dtypes),
+        function=code.text,
+        name=_name(rule),
+        parameters=", ".join([*(f"{t}* a{i}" for i, t in enumerate(types)),
+                              *(f"T {n}" for n in numbers)]),
+        loads=lines(4, [f"Pack<{t}, V> p{i} = pack<V>(a{i} + i);" for i, t in enumerate(types)]),
+        elements=lines(6, [f"T e{i} = (T)p{i}.element[k];" for i in count]),
+        values=", ".join([*(f"e{i}" for i in count), *numbers]),
+        results=lines(6, [f"p{i}.element[k] = ({types[i]})e{i};" for i in assigned]),
+        stores=lines(4, [f"pack<V>(a{i} + i) = p{i};" for i in assigned]),
+        job=_JOB.format(width=1 + len(types), chunk=_CHUNK),
+        pointers=lines(2, [f"{t}* a{i} = ({t}*)own[{1 + i}];" for i, t in enumerate(types)]),
+        numbers=lines(2, [f"const T {n} = (T)numbers[job * {len(numbers)} + {i}];"
+                          for i, n in enumerate(numbers)]),
+        aligned=" && ".join(f"aligned<{pack}>({a})" for a in arrays),
+        pack=pack,
+        arguments=", ".join([*arrays, *numbers]),
+    )  # fmt: skip
+
+
+# -- sums -----------------------------------------------------------------------------------------
+
+# What is added for an element x, a double.
+_TERMS = {
+    "squares": "x * x",
+    "isinf": "fabs(x) > 1.7976931348623157e308",
+    "isnan": "x != x",
+    "not isfinite": "!(fabs(x) <= 1.7976931348623157e308)",
+}
+_CHARS = "efdE"  # dtypes of arrays, by their number in the table
+
+_SUMS = """{header}
+// The sum of a block's numbers, in all threads; always added in the same order.
+static __device__ __forceinline__ double block_sum(double number) {{
+  __shared__ double numbers[{threads}];
+  numbers[threadIdx.x] = number;
+  __syncthreads();
+  for (int half = {threads} / 2; half > 0; half /= 2) {{
+    if (threadIdx.x < half) numbers[threadIdx.x] += numbers[threadIdx.x + half];
+    __syncthreads();
+  }}
+  return numbers[0];
+}}
+
+// Which elements a thread adds does not depend on alignment.
+template <class X>
+static __device__ __forceinline__ double sum(const X* values, long long begin, long long end) {{
+  const bool packed = aligned<4>(values);
+  double total = 0;
+  for (long long i = begin + threadIdx.x * 4; i < end; i += {threads} * 4) {{
+    Pack<X, 4> p;
+    if (packed && i + 4 <= end) {{
+      p = pack<4>(values + i);
+    }} else {{
+      for (int k = 0; k < 4; ++k) p.element[k] = i + k < end ? values[i + k] : (X)0.0f;
+    }}
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {{
+      const double x = (double)p.element[k];
+      total += {term};
+    }}
+  }}
+  return total;
+}}
+
+extern "C" __global__ void chunk_sums(const long long* words, double* sums, long long jobs) {{
+{job}  const double total = own[2] == 0   ? sum((const __half*)own[1], begin, end)
+                       : own[2] == 1 ? sum((const float*)own[1], begin, end)
+                       : own[2] == 2 ? sum((const double*)own[1], begin, end)
+                                     : sum((const __nv_bfloat16*)own[1], begin, end);
+  const double all = block_sum(total);
+  if (threadIdx.x == 0) sums[blockIdx.x] = all;
+}}
+
+// One block for each job.
+extern "C" __global__ void job_sums(const long long* words, const double* sums, double* results) {{
+  double total = 0;
+  for (long long i = words[blockIdx.x] + threadIdx.x; i < words[blockIdx.x + 1]; i += {threads})
+    total += sums[i];
+  const double all = block_sum(total);
+  if (threadIdx.x == 0) results[blockIdx.x] = all;
+}}
+"""
+
+
+def _sums(term: str, arrays: Sequence[Any]) -> list[float]:
+    """The sum of a term over each array: two launches and one read for all of them."""
+    results = [0.0] * len(arrays)
+    filled = [i for i, a in enumerate(arrays) if a.size]
+    if not filled:
+        return results
+    # Views are read through copies, which have to live until the kernels have been queued.
+    values = [cupy.ascontiguousarray(arrays[i]) for i in filled]
+    jobs = tuple((a.size, a.data.ptr, _CHARS.index(a.dtype.char)) for a in values)
+    table = _table("sums", jobs)
+    sums = cupy.empty(table.blocks, np.float64)
+    found = cupy.empty(table.jobs, np.float64)
+    source = _sums_source(term)
+    kernel("chunk_sums", source)(table.blocks, THREADS, table.words, sums, np.int64(table.jobs))
+    kernel("job_sums", source)(table.jobs, THREADS, table.words, sums, found)
+    for i, value in zip(filled, transfer.to_host(found).tolist(), strict=True):
+        results[i] = value
+    return results
+
+
+@functools.cache
+def _sums_source(term: str) -> str:
+    return _SUMS.format(
+        header=includes(_CHARS) + header(()),
+        threads=THREADS,
+        term=_TERMS[term],
+        job=_JOB.format(width=3, chunk=_CHUNK),
+    )
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """(name, CUDA source) of the sums, and of an update for every combination of dtypes."""
+    for term in _TERMS:
+        yield "chunk_sums", _sums_source(term)
+    rule = Assignments("v = rate * v + g\nw = w - v", ("w", "g", "v"), ("rate",))
+    for dtypes in itertools.product(FLOATS.values(), repeat=3):
+        yield _name(rule), update_source(rule, dtypes)

@@ -1,0 +1,68 @@
+"""Softmax, its logarithm and its cross entropy: one launch each way, whatever the class axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ..functions.softmax import check_labels
+from . import softmax_kernels as kernels
+from .twin import Twin
+
+
+def _blocks(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+class _Softmax(Twin):
+    """What softmax and its logarithm share."""
+
+    row_map: kernels.RowMap
+    gradient: kernels.RowMap
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = cupy.empty_like(x) if out is None else out
+        if x.size:
+            self.row_map.run(x.dtype.char, _blocks(x.shape, self.function.axis), x, y)
+        return y
+
+    def backward(self, xp: Any, need: Any, dy: Any, y: Any, *, out: Any) -> None:
+        if y.size:
+            blocks = _blocks(y.shape, self.function.axis)
+            self.gradient.run(y.dtype.char, blocks, y, dy, out.x)
+
+
+class Softmax(_Softmax):
+    """softmax.Softmax."""
+
+    row_map = kernels.SOFTMAX
+    gradient = kernels.SOFTMAX_GRADIENT
+
+
+class LogSoftmax(_Softmax):
+    """softmax.LogSoftmax."""
+
+    row_map = kernels.LOG_SOFTMAX
+    gradient = kernels.LOG_SOFTMAX_GRADIENT
+
+
+class SoftmaxCrossEntropy(Twin):
+    """softmax.SoftmaxCrossEntropy. Labels out of range are reported, and not followed."""
+
+    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+        classes = x.shape[self.function.axis]
+        check_labels("softmax_cross_entropy", xp, target, classes)
+        loss, p = cupy.empty(target.shape, x.dtype), cupy.empty_like(x)
+        if x.size:
+            blocks = _blocks(x.shape, self.function.axis)
+            arrays = (x, p, target, loss, np.int64(classes))
+            kernels.CROSS_ENTROPY.run(x.dtype.char, blocks, *arrays)
+        return loss, p
+
+    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
+        if p.size:
+            blocks = _blocks(p.shape, self.function.axis)
+            kernels.CROSS_ENTROPY_GRADIENT.run(p.dtype.char, blocks, p, dy, target, out.x)

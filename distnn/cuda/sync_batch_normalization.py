@@ -1,0 +1,218 @@
+"""Batch normalization over the batches of all ranks: what they exchange never visits the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import cupy
+import numpy as np
+
+from .batch_normalization import Layout, input_gradient, normalize, optional
+from .kernels import FLOATS, THREADS, Kernel, blocks_for, computing, kernel
+from .normalization_kernels import NUMBERS, moments, sums, types
+from .numbers import numbers
+from .tree import End, Reduction
+from .twin import Twin
+
+# Count, sums, and sums of squares about the mean, which is rounded to the dtype: what
+# functions/sync_batch_normalization.py exchanges.
+_LOCAL_MOMENTS = """
+struct Message {
+  long long channels;
+  double* message;
+  __device__ void store(long long i, const Moments& found) const {
+    const double n = (double)found.n, mean = found.mean;
+    const double apart = mean - (double)Number<T>::up(Number<T>::down((W)mean));
+    if (i == 0) message[0] = n;
+    message[1 + i] = mean * n;
+    message[1 + channels + i] = (double)found.squares + n * apart * apart;
+  }
+};
+"""
+_MERGE = """
+__device__ inline double rounded(double value) {{
+  return (double)Number<T>::up(Number<T>::down((W)value));
+}}
+extern "C" __global__ void {name}(const double* messages, long long ranks, long long channels,
+                                  double eps, double decay, const T* old_mean,
+                                  const T* old_variance, T* mean, T* variance, T* inverse,
+                                  double* count, T* new_mean, T* new_variance) {{
+  typedef Number<T> N;
+  const long long step = 1 + 2 * channels;
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < channels;
+       i += (long long)blockDim.x * gridDim.x) {{
+    double all = 0, total = 0, squares = 0;
+    for (long long r = 0; r < ranks; ++r) {{
+      all += messages[r * step];
+      total += messages[r * step + 1 + i];
+    }}
+    const double wanted = rounded(total / all);
+    for (long long r = 0; r < ranks; ++r) {{
+      const double n = messages[r * step], sum = messages[r * step + 1 + i];
+      if (n > 0) {{
+        const double centre = rounded(sum / n);
+        squares += messages[r * step + 1 + channels + i] +
+                   n * (centre - wanted) * (2 * sum / n - wanted - centre);
+      }}
+    }}
+    const double spread = rounded(squares / all), unbiased = all / (all > 2 ? all - 1 : 1);
+    mean[i] = N::down((W)wanted);
+    variance[i] = N::down((W)spread);
+    inverse[i] = N::down((W)(1 / sqrt(spread + eps)));
+    if (i == 0) count[0] = all;
+    new_mean[i] = N::down((W)decay * N::up(old_mean[i]) + (W)(1 - decay) * (W)wanted);
+    new_variance[i] = N::down((W)decay * N::up(old_variance[i]) +
+                              (W)((1 - decay) * unbiased) * (W)spread);
+  }}
+}}
+"""
+_LOCAL_SUMS = """
+// Sums of dy and of dy x': the first and the second row of an array.
+struct Message {
+  const T* inverse;
+  long long channels;
+  double* message;
+  __device__ void store(long long i, const Sums& found) const {
+    message[i] = (double)found.dy;
+    message[channels + i] = (double)found.product * (double)Number<T>::up(inverse[i]);
+  }
+};
+"""
+# The rows of `message` are sums over all ranks of dy, dy x', dmean and dvariance.
+_NUMBERS = """
+extern "C" __global__ void {name}(const double* message, const double* count, const T* inverse,
+                                  const T* gamma, int scaled, long long channels, W* numbers) {{
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < channels;
+       i += (long long)blockDim.x * gridDim.x) {{
+    const W deviation = Number<T>::up(inverse[i]);
+    const W scale = scaled ? deviation * Number<T>::up(gamma[i]) : deviation;
+    set_numbers(numbers, channels, i, count[0], deviation, scale, message[i],
+                message[channels + i], message[2 * channels + i], message[3 * channels + i]);
+  }}
+}}
+"""
+
+
+@functools.cache
+def _local_moments(dtype: str) -> Reduction:
+    """input: x. outputs: C, the message."""
+    sink = End("long long channels, double* message", "Message{channels, message}")
+    return moments("local_moments", dtype, _LOCAL_MOMENTS, sink)
+
+
+@functools.cache
+def _local_sums(dtype: str) -> Reduction:
+    """inputs: dy, x, mean. outputs: inverse deviation, C, the message."""
+    sink = End(
+        "const T* inverse, long long channels, double* message",
+        "Message{inverse, channels, message}",
+    )
+    return sums("local_sums", dtype, False, _LOCAL_SUMS, sink)
+
+
+def _source(name: str, text: str, dtype: str) -> tuple[str, str]:
+    name = f"{name}_{dtype}"
+    return name, numbers(dtype) + types(dtype) + text.format(name=name)
+
+
+# NUMBERS is plain text, what follows it a format.
+_SET_NUMBERS = NUMBERS.replace("{", "{{").replace("}", "}}") + _NUMBERS
+
+
+@functools.cache
+def _merge(dtype: str) -> Kernel:
+    return kernel(*_source("merge_moments", _MERGE, dtype))
+
+
+@functools.cache
+def _numbers(dtype: str) -> Kernel:
+    return kernel(*_source("gradient_numbers", _SET_NUMBERS, dtype))
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Name and source of a kernel of each kind; others have other numbers of lanes."""
+    for dtype in FLOATS:
+        yield from _local_moments(dtype).sources()
+        yield from _local_sums(dtype).sources()
+        yield _source("merge_moments", _MERGE, dtype)
+        yield _source("gradient_numbers", _SET_NUMBERS, dtype)
+
+
+class SyncBatchNormalization(Twin):
+    """sync_batch_normalization.SyncBatchNormalization."""
+
+    def forward(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        decay_rate: float,
+        eps: float,
+        out: Any = None,
+    ) -> Any:
+        shape, dtype = mean.shape, x.dtype.char
+        if out is None:
+            out = (cupy.empty_like(x), *(cupy.empty(shape, x.dtype) for _ in range(3)))
+            out = (*out, cupy.empty(1, np.float64))
+        y, *results = out
+        updated = [cupy.empty(shape, x.dtype) for _ in range(2)]
+        layout = Layout(self.function, x.shape)
+        x = layout.turned(x)
+        c = layout.blocks[1]
+        mine = cupy.zeros(1 + 2 * c, np.float64)
+        if x.size:
+            _local_moments(dtype).channels((x,), (np.int64(c), mine), *layout.blocks)
+        found = self.function.gather(shape, mine, x.shape)
+        _merge(dtype)(
+            blocks_for(c), THREADS, found, np.int64(len(found)), np.int64(c), np.float64(eps),
+            np.float64(decay_rate), mean, variance, *results, *updated,
+        )  # fmt: skip
+        batch_mean, _, inverse, _ = results
+        normalize(layout, x, batch_mean, inverse, beta, gamma, y)
+        return (*out, *updated)
+
+    def backward(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        batch_mean: Any,
+        inverse_deviation: Any,
+        count: Any,
+        *,
+        out: Any,
+    ) -> None:
+        shape, dtype = batch_mean.shape, x.dtype.char
+        layout = Layout(self.function, x.shape)
+        dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
+        x = layout.turned(x)
+        c = layout.blocks[1]
+        mine = cupy.zeros((4, c), np.float64)
+        if x.size:
+            inputs, outputs = (dy, x, batch_mean), (inverse_deviation, np.int64(c), mine)
+            _local_sums(dtype).channels(inputs, outputs, *layout.blocks)
+        if need.beta:
+            out.beta[...] = mine[0].reshape(shape)
+        if need.gamma:
+            out.gamma[...] = mine[1].reshape(shape)
+        if need.x:
+            for row, outer in ((2, dbatch_mean), (3, dbatch_variance)):
+                if outer is not None:
+                    mine[row] = outer.reshape(-1)
+            self.function.ranks.sum(f"{self.name} backward", shape, mine)
+            of_channels = cupy.empty(3 * c, computing(dtype))
+            _numbers(dtype)(
+                blocks_for(c), THREADS, mine, count, inverse_deviation,
+                *optional(inverse_deviation, gamma), np.int64(c), of_channels,
+            )  # fmt: skip
+            input_gradient(layout, dy, x, batch_mean, None, of_channels, out.x, None)

@@ -1,0 +1,1 @@
+// `half` lives in half.h, which cuda_on_cpu.h puts before every kernel text.
