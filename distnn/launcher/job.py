@@ -27,6 +27,8 @@ from .wakeup import wake_on_signals
 _STOP = 2.0  # for supervisors to end their programs; they use 1.3 at most
 _LEAVE = 1.0  # for mpirun to end when no rank is left
 _TERMINATE = 0.7  # for mpirun to end after SIGTERM
+# How often mpirun is started at most, when it cannot by chance.
+_STARTS = 3
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -65,10 +67,17 @@ class Job:
         self._terminated = False
         self._wakeup = wake_on_signals(self._selector)
         self._catch_signals()
-        environment = {**environment, protocol.VARIABLE: self._server.address}
-        self._mpirun = Mpirun(self._selector, command, environment)
+        self._command = command
+        self._environment = {**environment, protocol.VARIABLE: self._server.address}
+        self._starts = 0
+        self._any_rank = False  # has been heard
+        self._start()
         for number in _FORWARDED:
             signal.signal(number, lambda number, frame: self._mpirun.send_signal(number))
+
+    def _start(self) -> None:
+        self._starts += 1
+        self._mpirun = Mpirun(self._selector, self._command, self._environment)
 
     def run(self) -> int:
         """Stay with the job to its end and return the exit status of the launcher."""
@@ -92,6 +101,10 @@ class Job:
         ended = self._mpirun.has_ended()
         if not self._stopping:
             self._show_mpirun_text()
+            if ended and self._may_start_again():
+                self._output.say("[distnn-launch] mpirun could not start; it is started again")
+                self._start()
+                return True
             self._look_for_reasons(now, ended)
         elif len(self._signals) > 1:  # Ctrl-C again: no more waiting
             self._kill_everything()
@@ -104,6 +117,7 @@ class Job:
         return True
 
     def _hear(self, connection: Connection, kind: bytes, payload: bytes) -> None:
+        self._any_rank = True
         if kind in (protocol.OUT, protocol.ERR):
             fd = 1 if kind == protocol.OUT else 2
             self._output.feed(connection.rank, fd, payload, time.monotonic())
@@ -122,6 +136,11 @@ class Job:
         text, self._mpirun.text = self._mpirun.text, b""
         if text and not self._closed:  # then it wonders about supervisors that we let go
             self._output.say(text.decode(errors="replace").rstrip("\n"))
+
+    def _may_start_again(self) -> bool:
+        """True when nothing has run yet, and another try may help."""
+        wanted = not self._any_rank and not self._signals and self._starts < _STARTS
+        return wanted and self._mpirun.failed_by_chance
 
     def _look_for_reasons(self, now: float, mpirun_ended: bool) -> None:
         """Begin the end when a rank has failed, time is over, or somebody wants it."""

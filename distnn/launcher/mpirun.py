@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from . import report
 
+# Open MPI 5 has no port for its own server now and then, where many programs open ports at once.
+_TRANSIENT = b"listener thread failed to start"
+
 
 class Mpirun:
     """A running mpirun, with what it says in `text` until somebody takes it."""
@@ -22,6 +25,7 @@ class Mpirun:
         environment: Mapping[str, str],
     ) -> None:
         self.text = b""
+        self.failed_by_chance = False  # it could not start, and may be able to a moment later
         self._selector = selector
         self._process = subprocess.Popen(
             command,
@@ -73,5 +77,6 @@ class Mpirun:
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(pipe, 65536):
                     self.text += data
+                    self.failed_by_chance = self.failed_by_chance or _TRANSIENT in self.text
                 self._selector.unregister(pipe)
                 self._pipes.remove(pipe)

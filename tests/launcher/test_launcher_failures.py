@@ -225,6 +225,31 @@ def test_an_mpirun_that_does_not_end_by_itself_is_ended(tmp_path):
     assert not finished.survivors()
 
 
+NO_PORT = """\
+#!/bin/sh
+[ "$1" = --version ] || echo started >> starts
+if [ "$1" != --version ] && [ $(wc -l < starts) -le {failures} ]; then
+    echo "The PMIx server's listener thread failed to start. We cannot" >&2
+    exit 213
+fi
+exec {mpirun} "$@"
+"""
+
+
+@pytest.mark.parametrize(("failures", "starts", "status"), [(0, 1, 0), (2, 3, 0), (9, 3, 213)])
+def test_an_mpirun_that_finds_no_port_is_started_again(failures, starts, status, tmp_path):
+    write(tmp_path, "print('done')")
+    command = launch("-n", "1", "--dry-run", "program.py", cwd=tmp_path).out.split()
+    write(tmp_path, NO_PORT.format(failures=failures, mpirun=command[0]), "mpirun")
+    (tmp_path / "mpirun").chmod(0o755)
+    finished = launch("-n", "1", "--mpirun", str(tmp_path / "mpirun"), "program.py", cwd=tmp_path)
+    assert finished.status == status
+    assert finished.out == ("" if status else "[r0] done\n")
+    assert finished.err.count("listener thread failed to start") == min(failures, 3)
+    assert finished.err.count("it is started again") == starts - 1
+    assert len((tmp_path / "starts").read_text().split()) == starts
+
+
 def test_without_the_launcher_an_exception_still_ends_all_ranks(tmp_path):
     write(tmp_path, ONE_FAILS)
     command = launch("-n", "2", "--dry-run", "program.py", cwd=tmp_path).out.split()
