@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,13 +60,7 @@ def hidden_share(computation: float, communication: float, both: float) -> float
 
 
 def gates(report: dict[str, Any]) -> dict[str, bool]:
-    """Which gates a report passes.
-
-    With fewer than two cores a rank, communication threads take Python's core: the model of a
-    backward that is bound by Python assumes that they do not, and is not judged.
-    """
-    if report["cores"] < 2 * report["ranks"]:
-        report = {k: v for k, v in report.items() if k != "python_prediction_error"}
+    """Which gates a report passes."""
     return {
         name: report[name] <= limit if kind == "at most" else report[name] >= limit
         for name, (kind, limit) in GATES.items()
@@ -115,8 +110,10 @@ class Bench:
     def large(self) -> dict[str, float]:
         import distnn as nn
 
-        flat = np.zeros(ARRAYS * SIZE, np.float32)
         gradients = parameters("large", [(SIZE,)] * ARRAYS)
+        # The same memory for all: what was used just before is in a cache.
+        home = gradients[0]._storage.home
+        flat = home.memory[home.start : home.start + ARRAYS * SIZE]
         apart = [nn.NdArray.from_numpy_array(np.zeros(SIZE, np.float32)) for _ in range(ARRAYS)]
 
         def chunked(megabytes: float) -> None:
@@ -173,9 +170,19 @@ class Bench:
     # -- overlap -----------------------------------------------------------------------------------
 
     def overlap(
-        self, name: str, backward: Callable[[Any], Any], gradients: list[Any], pack_size: int
+        self,
+        name: str,
+        backward: Callable[[Any], Any],
+        gradients: list[Any],
+        pack_size: int,
+        on_core: bool = False,
     ) -> dict[str, float]:
-        """Step with exchange beside computation alone and exchange alone, and the model of it."""
+        """Step with exchange beside computation alone and exchange alone, and the model of it.
+
+        Args:
+            on_core: backward keeps the core busy. Where the rank has one only, the exchange, which
+                by the memory of one machine is work as well, adds to it.
+        """
         callback = self.comm.all_reduce_callback(gradients, pack_size)
         clock = Clock()
         ready: list[list[float]] = []
@@ -203,8 +210,11 @@ class Bench:
         found = {k: median(values) for k, values in self.alternating(kinds).items()}
         # A gradient is complete when it is on the slowest rank.
         times = [self.slowest(median(values)) for values in zip(*ready, strict=True)]
-        predicted = chain(times, [median(values) for values in zip(*durations, strict=True)])
-        predicted = max(predicted, found["computation"])
+        if on_core and len(os.sched_getaffinity(0)) == 1:
+            predicted = found["computation"] + found["communication"]
+        else:
+            predicted = chain(times, [median(values) for values in zip(*durations, strict=True)])
+            predicted = max(predicted, found["computation"])
         report = {f"{k}_milliseconds": 1e3 * v for k, v in found.items()}
         report |= {
             "hidden": hidden_share(*(found[k] for k in kinds)),
@@ -250,6 +260,7 @@ class Bench:
             lambda callback: loss.backward(communicator_callbacks=callback),
             gradients,
             layers * 272 // 8,
+            on_core=True,
         )
 
 

@@ -17,7 +17,7 @@ several = pytest.mark.parametrize("transport", TRANSPORTS[1:])
 
 
 class Counting:
-    """A transport that counts the maxima that headers take."""
+    """A transport that counts headers."""
 
     def __init__(self, transport):
         self._transport = transport
@@ -26,9 +26,9 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self._transport, name)
 
-    def all_reduce(self, array, operation):
-        self.headers += operation == "max"
-        self._transport.all_reduce(array, operation)
+    def largest(self, numbers):
+        self.headers += 1
+        return self._transport.largest(numbers)
 
 
 def counted(comm):
@@ -197,3 +197,25 @@ def test_the_environment_says_it(transport, monkeypatch):
     assert set(check("")) == set(check(None)) == {None}
     with pytest.raises(ArgumentError, match="DISTNN_CHECK is 'yes'; set it to 1"):
         check("yes")
+
+
+@pytest.mark.mpi(min_size=2)
+def test_headers_where_mpi_has_no_persistent_collectives():
+    from mpi4py import MPI
+
+    from distnn.communicators.mpi import MpiTransport
+
+    class BeforeMpi4:
+        def __init__(self, comm):
+            self._comm = comm
+
+        def __getattr__(self, name):
+            if name == "Allreduce_init":
+                raise NotImplementedError("MPI_Allreduce_init")
+            return getattr(self._comm, name)
+
+    transport = MpiTransport(MPI, BeforeMpi4(MPI.COMM_WORLD.Dup()))
+    last = transport.size - 1
+    for k in range(3):
+        mine = (transport.rank, -transport.rank, k, -k, transport.rank == 0, False)
+        assert transport.largest(mine) == (last, 0, k, -k, 1, 0)

@@ -14,6 +14,12 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
+def describe(operation: str, number: int, group: str) -> str:
+    """A collective in words."""
+    where = "" if group == "world" else f" of group {group!r}"
+    return f"{operation} no. {number}{where}"
+
+
 class Status(NamedTuple):
     """What a rank did last."""
 
@@ -39,14 +45,14 @@ class Notes:
         self._positions: dict[str, int] = {}
         self._reached: dict[str, int] = {}
         self._group = ""
-        self._text = ""
+        self._operation = ""
         self._running = False
         self._since = time.monotonic()
 
-    def enter(self, group: str, position: int, text: str) -> None:
+    def enter(self, group: str, position: int, operation: str) -> None:
         self._positions[group] = position
         self._group = group
-        self._text = text
+        self._operation = operation
         self._since = time.monotonic()
         self._running = True
 
@@ -61,7 +67,10 @@ class Notes:
     def status(self) -> Status:
         age = time.monotonic() - self._since
         positions, reached = dict(self._positions), dict(self._reached)
-        return Status(positions, self._group, self._text, self._running, age, reached)
+        group, text = self._group, ""
+        if self._operation:
+            text = describe(self._operation, positions[group], group)
+        return Status(positions, group, text, self._running, age, reached)
 
 
 class Board(Protocol):

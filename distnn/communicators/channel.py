@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import transfer
 from ..context import current_world
 from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
-from .board import Board, SilentBoard
+from .board import Board, Notes, SilentBoard, describe
 from .checking import agree_on_check
 from .fifo import Fifo, Ticket
 from .header import Agreement, Count, Joined, Schedule, exchange
@@ -22,12 +22,13 @@ from .transport import SingleTransport, Transport
 from .waiting import Patience
 from .watch import Operation, Watch
 
+_CALLBACK = "all_reduce_callback"  # what goes on without a schedule of its own
+
 
 class _Group:
     """Some ranks that have collectives of their own."""
 
     def __init__(self, name: str, ranks: list[int], transport: Transport | None) -> None:
-        self.where = "" if name == "world" else f" of group {name!r}"
         self.name = name
         self.ranks = ranks
         self.transport = transport
@@ -44,6 +45,7 @@ class Channel:
         self._fifo: Fifo | None = None
         self._board: Board = SilentBoard()
         self._streams: dict[int, Any] = {}  # of devices, on which collectives run
+        self._polling: Patience | None = None  # of the main thread, where it polls a transport
         self._lost: DeadCommunicatorError | None = None  # a collective that was queued on a GPU
 
     def _open(self, transport: Transport) -> None:
@@ -186,7 +188,7 @@ class Channel:
         incomplete: bool = False,
     ) -> Ticket:
         """Queue a collective; without a schedule it belongs to the one queued before."""
-        operation = "all_reduce_callback" if schedule is None else schedule.operation
+        operation = _CALLBACK if schedule is None else schedule.operation
         ticket, run = self._prepared(schedule, job, self._group(operation, group), incomplete)
         assert self._fifo is not None
         self._fifo.submit(ticket, run)
@@ -200,32 +202,22 @@ class Channel:
         incomplete: bool,
     ) -> tuple[Ticket, Callable[[], Any]]:
         """A ticket of a collective, and what it is to run."""
-        operation = "all_reduce_callback" if schedule is None else schedule.operation
         transport, count, fifo, notes = group.transport, group.count, self._fifo, self._board.notes
         assert transport is not None
         assert fifo is not None
+        operation = _CALLBACK if schedule is None else schedule.operation
         ticket = fifo.ticket(operation)
         ticket.fence = fence = transfer.fence(self._streams)
         watch = self._watch
-        headed = schedule is not None and not (schedule.only_compared and self._check is False)
+        headed = self._has_header(schedule)
 
         def run() -> Any:
             # Counted here: what was queued behind a failure does not run, and does not count.
             if schedule is not None:
                 count.number += 1
             transport.ticket = ticket
-            ticket.description = f"{operation} no. {count.number}{group.where}"
-            notes.enter(group.name, count.number, ticket.description)
-            try:
-                agreed = Agreement(False, transport.size)
-                if schedule is not None:
-                    if headed:
-                        agreed = exchange(transport, count, schedule, incomplete)
-                    if schedule.problem:
-                        raise CommunicatorError(f"[{operation}] {schedule.problem}")
-                return job(transport, agreed)
-            finally:
-                notes.leave()
+            ticket.description = describe(operation, count.number, group.name)
+            return _perform(group, notes, schedule, headed, incomplete, job)
 
         def run_fenced() -> Any:
             with fence.work():
@@ -245,27 +237,33 @@ class Channel:
 
         return ticket, run if fence is None else run_fenced
 
+    def _has_header(self, schedule: Schedule | None) -> bool:
+        return schedule is not None and not (schedule.only_compared and self._check is False)
+
     def _wait(self, ticket: Ticket) -> Any:
         try:
             if not ticket.done():
-                self._patience(ticket).wait(ticket)
+                self._patience(ticket.description).wait(ticket)
             self.check_alive()
             return ticket.result()
-        except DeadCommunicatorError as error:
-            self._die(str(error))
-            self._transport("wait").give_up()
-            raise
-        except CommunicatorError:
-            raise
         except Exception as error:
-            self._die(f"{ticket.description} failed: {error}")
-            raise CommunicatorError(f"[{ticket.description}] failed: {error}") from error
+            self._raise(error, ticket.description)
         finally:
             if ticket.fence is not None:
                 ticket.fence.join()
 
-    def _patience(self, ticket: Ticket) -> Patience:
-        return Patience(ticket.description, self._board, self.find_group, self.rank, self.timeout)
+    def _raise(self, error: Exception, description: str) -> NoReturn:
+        """Raise what ended a collective; unless all ranks raise it there can be no other after."""
+        if isinstance(error, DeadCommunicatorError):
+            self._die(str(error))
+            self._transport("wait").give_up()
+        elif not isinstance(error, CommunicatorError):
+            self._die(f"{description} failed: {error}")
+            raise CommunicatorError(f"[{description}] failed: {error}") from error
+        raise error
+
+    def _patience(self, description: str) -> Patience:
+        return Patience(description, self._board, self.find_group, self.rank, self.timeout)
 
     def _die(self, why: str) -> None:
         """Refuse all that comes: a collective has ended half-way."""
@@ -292,19 +290,55 @@ class Channel:
     ) -> Any:
         """Do a collective; small all_reduces without the queue where that is idle."""
         found, fifo = self._group(schedule.operation, group), self._fifo
-        ticket, run = self._prepared(schedule, job, found, incomplete)
         transport = found.transport
         assert transport is not None
         assert fifo is not None
         if nbytes > transport.polled_bytes or not fifo.idle:
+            ticket, run = self._prepared(schedule, job, found, incomplete)
             fifo.submit(ticket, run)
             return self._wait(ticket)
-        transport.check = self._patience(ticket).check
         try:
-            fifo.run_here(ticket, run)
+            self.check_alive()
+            with fifo.here(schedule.operation):
+                found.count.number += 1
+                transport.check = self._check_polled
+                headed = self._has_header(schedule)
+                return _perform(found, self._board.notes, schedule, headed, incomplete, job)
+        except Exception as error:
+            self._raise(error, describe(schedule.operation, found.count.number, group))
         finally:
-            transport.check = None
-        return self._wait(ticket)
+            transport.check = self._polling = None
+
+    def _check_polled(self) -> None:
+        """Called by a transport while the main thread waits in it."""
+        if self._polling is None:
+            self._polling = self._patience("all_reduce")
+        self._polling.check()
+
+
+def _perform(
+    group: _Group,
+    notes: Notes,
+    schedule: Schedule | None,
+    headed: bool,
+    incomplete: bool,
+    job: Callable[[Transport, Agreement], Any],
+) -> Any:
+    """A collective from its header, where it has one, to its end."""
+    transport, count = group.transport, group.count
+    assert transport is not None
+    operation = _CALLBACK if schedule is None else schedule.operation
+    notes.enter(group.name, count.number, operation)
+    try:
+        agreed = None
+        if schedule is not None:
+            if headed:
+                agreed = exchange(transport, count, schedule, incomplete)
+            if schedule.problem:
+                raise CommunicatorError(f"[{operation}] {schedule.problem}")
+        return job(transport, agreed or Agreement(False, transport.size))
+    finally:
+        notes.leave()
 
 
 def _leave(watch: Watch, board: Board) -> None:

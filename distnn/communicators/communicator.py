@@ -148,15 +148,16 @@ class MultiProcessDataParallelCommunicator(Channel):
         Raises: CommunicatorError, on all ranks, where the lists differ between ranks.
         """
         arrays = self._arrays("all_reduce", data, division)
-        reducer = self._reducer("all_reduce", compression, algorithm, group)
+        reducer = None
+        if compression is not None or algorithm is not None:
+            reducer = self._reducer("all_reduce", compression, algorithm, group)
         if reproducible and reducer is not None:
             raise ArgumentError(
                 f"[all_reduce] reproducible=True and {reducer.describe()} exclude each other; "
                 "pass one of them"
             )
-        settings = [reducer.describe()] if reducer else []
         name = "all_reduce, reproducible" if reproducible else "all_reduce"
-        schedule = arrays.schedule(name, *settings)
+        schedule = arrays.schedule(name, *([reducer.describe()] if reducer else []))
         present = arrays.present()
 
         def job(transport: Transport, agreed: Agreement) -> None:

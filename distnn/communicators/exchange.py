@@ -53,6 +53,8 @@ class Ranges:
 
     def of(self, items: Sequence[NdArray]) -> list[np.ndarray]:
         """The memory of `items`, with pending values written; neighbours in a slab are one."""
+        if len(items) == 1:
+            return [items[0]._view(items[0]._storage.materialize()).reshape(-1)]
         if len(items) == len(self._places):
             storages = [item._storage for item in items]
             pending = [storage.pending for storage in storages]
@@ -299,15 +301,9 @@ def reduce_ranges(
         root: the only rank to get the sums; None: all ranks.
     """
 
-    def total(array: Any) -> None:
-        if root is None:
-            transport.all_reduce(array, "sum")
-        else:
-            transport.reduce(array, root)
-        if scale != 1 and root in (None, transport.rank):
-            with np.errstate(all="ignore"):
-                array *= scale
-
+    if len(memory) == 1 and not is_half(memory[0].dtype):
+        _total(memory[0], transport, scale, root)
+        return
     packets: dict[tuple[Any, np.dtype], list[Any]] = {}
     for part in memory:
         half = is_half(part.dtype)
@@ -317,15 +313,25 @@ def reduce_ranges(
             key = transfer.array_module(part), dtype_of_sums(part.dtype)
             packets.setdefault(key, []).append(part)
         else:
-            total(part)
+            _total(part, transport, scale, root)
     for (module, dtype), parts in packets.items():
         packed = parts[0] if len(parts) == 1 and parts[0].dtype == dtype else None
         if packed is None:
             packed = module.concatenate([part.astype(dtype, copy=False) for part in parts])
-        total(packed)
+        _total(packed, transport, scale, root)
         if packed is not parts[0] and root in (None, transport.rank):
             at = 0
             with np.errstate(all="ignore"):  # as functions overflow, and as the other thread sums
                 for part in parts:
                     part[...] = packed[at : at + part.size]
                     at += part.size
+
+
+def _total(array: Any, transport: Transport, scale: float, root: int | None) -> None:
+    if root is None:
+        transport.all_reduce(array, "sum")
+    else:
+        transport.reduce(array, root)
+    if scale != 1 and root in (None, transport.rank):
+        with np.errstate(all="ignore"):
+            array *= scale

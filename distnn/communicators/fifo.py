@@ -33,6 +33,13 @@ class _Failures:
         self.failed = -1  # jobs queued when `told` was this or less do not run
         self.error: BaseException | None = None
 
+    def raise_untold(self) -> None:
+        """Raise what has failed since anybody was told of a failure."""
+        if self.told <= self.failed:
+            self.told = self.failed + 1
+            assert self.error is not None
+            raise self.error
+
 
 class Ticket:
     """A collective that was put into the queue."""
@@ -108,7 +115,7 @@ class Fifo:
 
     def submit(self, ticket: Ticket, job: Callable[[], Any]) -> None:
         """Put a job at the end of the queue."""
-        self._check_alive(ticket)
+        self._check_alive(ticket.description)
         self._submitted += 1
         self._jobs.put((ticket, job))
 
@@ -117,17 +124,15 @@ class Fifo:
         """Nothing is queued or under way."""
         return self._progress.done == self._submitted
 
-    def run_here(self, ticket: Ticket, job: Callable[[], Any]) -> None:
-        """Run a job on the calling thread; the queue must be idle."""
-        self._check_alive(ticket)
-        with self._progress.lock:
-            ticket.run(job)
+    def here(self, operation: str) -> threading.Lock:
+        """To be held while the calling thread does a collective itself; the queue must be idle."""
+        self._check_alive(operation)
+        self._failures.raise_untold()
+        return self._progress.lock
 
-    def _check_alive(self, ticket: Ticket) -> None:
+    def _check_alive(self, description: str) -> None:
         if self.dead is not None:
-            raise DeadCommunicatorError(
-                f"[{ticket.description}] the communicator is dead: {self.dead}"
-            )
+            raise DeadCommunicatorError(f"[{description}] the communicator is dead: {self.dead}")
 
     def close(self) -> None:
         """Let the thread end after the jobs that are queued."""

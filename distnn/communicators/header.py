@@ -108,11 +108,9 @@ def exchange(
     # A maximum over x and -x: equal on all ranks exactly if the two results add up to 0.
     negative = _NOTHING if joined else -schedule.hash
     number = count.number
-    words = np.array(
-        [number, -number, schedule.hash, negative, int(incomplete), int(joined)], np.int64
+    last, first, found, minus, any_incomplete, any_joined = transport.largest(
+        (number, -number, schedule.hash, negative, incomplete, joined)
     )
-    transport.all_reduce(words, "max")
-    last, first, found, minus, any_incomplete, any_joined = words.tolist()
     nobody = found == _NOTHING
     if last + first or not (nobody or found + minus == 0):
         count.number = last

@@ -17,7 +17,7 @@ from ..logger import logger
 from ..transfer import on_host
 from .board import Board
 from .fifo import Ticket
-from .transport import Collectives, Transport
+from .transport import Collectives, Header, Transport
 
 # The first NCCL that connects ranks on one GPU, where NCCL_MULTI_RANK_GPU_ENABLE=1 asks for it.
 _SEVERAL_ON_ONE_GPU = 23003
@@ -129,6 +129,9 @@ class DeviceTransport:
 
     def scatter(self, parts: Any, out: Any, root: int) -> None:
         self._of(out).scatter(parts, out, root)
+
+    def largest(self, numbers: Header) -> Header:
+        return self.host.largest(numbers)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return self.host.all_gather_bytes(data)

@@ -18,6 +18,7 @@ from ..errors import CommunicatorError, DeadCommunicatorError
 from .board import ThreadsBoard
 from .fifo import Ticket
 from .throttled import Throttled
+from .transport import Header
 
 
 class InjectedFailure(RuntimeError):
@@ -133,6 +134,11 @@ class ThreadsTransport:
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         out[...] = self._bring(parts)[root][self.rank]
         self._meeting.meet()
+
+    def largest(self, numbers: Header) -> Header:
+        found = np.array(numbers, np.int64)
+        self.all_reduce(found, "max")
+        return tuple(found.tolist())
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         found = self._bring(data)

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ArgumentError
 from .board import Board
 from .fifo import Ticket
-from .transport import Transport
+from .transport import Header, Transport
 
 LINK_VARIABLE = "DISTNN_LINK"
 
@@ -89,6 +89,10 @@ class Throttled:
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         self._wait((self.size - 1) * out.nbytes)
         self._transport.scatter(parts, out, root)
+
+    def largest(self, numbers: Header) -> Header:
+        self._wait(2 * (self.size - 1) / self.size * 8 * len(numbers))
+        return self._transport.largest(numbers)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         self._wait((self.size - 1) * len(data))

@@ -1,7 +1,8 @@
 """Transport: what a communicator needs to move host memory between ranks. And the trivial one.
 
-All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays. A
-small `all_reduce` calls `check`, where it is set, while it waits; what that raises ends the wait.
+All methods block and are called by one thread at a time (fifo.py), with contiguous NumPy arrays.
+`largest` and a small `all_reduce` call `check`, where it is set, while they wait; what that raises
+ends the wait.
 All ranks call the same methods in the same order; header.py makes sure of that beforehand.
 """
 
@@ -17,6 +18,10 @@ from .board import Board, SilentBoard
 
 if TYPE_CHECKING:
     from .fifo import Ticket
+
+
+# What opens a collective (header.py): of one size, so that headers of any two collectives meet.
+Header = tuple[int, int, int, int, int, int]
 
 
 class Collectives(Protocol):
@@ -53,6 +58,9 @@ class Transport(Collectives, Protocol):
     check: Callable[[], None] | None
     polled_bytes: int  # an all_reduce of at most this size calls `check`
     ticket: Ticket | None  # what it works for; its `awaited` says that nobody else needs the core
+
+    def largest(self, numbers: Header) -> Header:
+        """The largest over ranks of each of these whole numbers."""
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of every rank."""
@@ -104,6 +112,9 @@ class SingleTransport:
     def scatter(self, parts: np.ndarray | None, out: np.ndarray, root: int) -> None:
         assert parts is not None
         out[...] = parts[0]
+
+    def largest(self, numbers: Header) -> Header:
+        return numbers
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
