@@ -3,7 +3,8 @@
 40 MB in 100 arrays beside hand-written Allreduce calls of mpi4py (one, and the best of several
 chunk sizes); a 400-byte array beside a raw Allreduce; the header; and how much of the exchange is
 hidden behind a backward that leaves the core free (an emulated accelerator: it sleeps) and behind
-one that is bound by Python. Everything alternates in one run; run it on a quiet machine.
+ones that are bound by Python, also with an emulated link between the ranks. Everything alternates
+in one run; run it on a quiet machine.
 
     python scripts/bench_allreduce.py --ranks 2 >> benchmarks/allreduce.jsonl
 """
@@ -23,6 +24,8 @@ import numpy as np
 from jobs import ROOT, machine, rounded, run
 
 ARRAYS, SIZE = 100, 100_000  # of the large exchange: 40 MB of float32
+LAYERS = 16  # that they come from, where they come from layers
+LINK = 1e9  # bytes per second, emulated
 CHUNKS_MB = (1, 2, 4, 5, 10, 20)
 GATES = {  # name: (what it is, at most or at least, limit)
     "over_best_chunked": ("at most", 1.1),
@@ -176,6 +179,7 @@ class Bench:
         gradients: list[Any],
         pack_size: int,
         on_core: bool = False,
+        comm: Any = None,
     ) -> dict[str, float]:
         """Step with exchange beside computation alone and exchange alone, and the model of it.
 
@@ -183,7 +187,7 @@ class Bench:
             on_core: backward keeps the core busy. Where the rank has one only, the exchange, which
                 by the memory of one machine is work as well, adds to it.
         """
-        callback = self.comm.all_reduce_callback(gradients, pack_size)
+        callback = (comm or self.comm).all_reduce_callback(gradients, pack_size)
         clock = Clock()
         ready: list[list[float]] = []
         durations: list[list[float]] = []
@@ -226,19 +230,43 @@ class Bench:
         }
         return {f"{name}_{k}": v for k, v in report.items()}
 
-    def accelerator(self, layers: int = 16, seconds: float = 0.05) -> dict[str, float]:
-        """40 MB of gradients from layers whose backward is a sleep: the core is free."""
-        gradients = parameters("accelerator", [(ARRAYS * SIZE // layers,)] * layers)
+    def accelerator(self, seconds: float = 0.05) -> dict[str, float]:
+        """Layers whose backward is a sleep: the core is free."""
+        return self.large_layers("accelerator", lambda: time.sleep(seconds / LAYERS))
+
+    def python_link(self, seconds: float = 0.05) -> dict[str, float]:
+        """Layers whose backward is Python code, and a link of LINK bytes per second."""
+        import distnn.communicators as C
+        from distnn.communicators import mpi
+        from distnn.context import current_world
+
+        def compute() -> None:
+            end = time.thread_time() + seconds / LAYERS
+            while time.thread_time() < end:
+                pass
+
+        current_world().transport = C.Throttled(mpi.connect(), LINK)
+        comm = C.MultiProcessDataParallelCommunicator()
+        comm.init()
+        report = self.large_layers("python_link", compute, comm)
+        # The link's time can be hidden, not that of a core which computes.
+        return {k: v for k, v in report.items() if "predict" not in k}
+
+    def large_layers(
+        self, name: str, compute: Callable[[], None], comm: Any = None
+    ) -> dict[str, float]:
+        """40 MB of gradients from layers each of which takes the time of `compute`."""
+        gradients = parameters(name, [(ARRAYS * SIZE // LAYERS,)] * LAYERS)
 
         def backward(callback: Any) -> None:
             callback.begin([g._storage for g in gradients], None)
             for g in reversed(gradients):
-                time.sleep(seconds / layers)
+                compute()
                 g._storage.written()
                 callback.ready(g._storage)
             callback.finish()
 
-        return self.overlap("accelerator", backward, gradients, 2 * ARRAYS * SIZE // layers)
+        return self.overlap(name, backward, gradients, 2 * ARRAYS * SIZE // LAYERS, comm=comm)
 
     def python(self, layers: int = 300) -> dict[str, float]:
         """Many tiny layers: backward holds the interpreter lock nearly all of the time."""
@@ -295,6 +323,7 @@ def parameters(scope: str, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
 def measure(repeats: int) -> dict[str, float]:
     bench = Bench(repeats)
     report = bench.large() | bench.small() | bench.accelerator() | bench.python()
+    report |= bench.python_link()
     bench.comm.barrier()
     return report if bench.comm.rank == 0 else {}
 

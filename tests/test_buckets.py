@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from itertools import pairwise
 
@@ -323,3 +324,27 @@ def test_the_share_that_was_hidden():
     assert hidden(0.4, 0.1) == 0.75
     assert hidden(0.4, 0.5) == 0  # the main thread waited for more than that
     assert hidden(0.0, 0.0) == 1
+
+
+@pytest.mark.parametrize(("size", "turns"), [(100, False), (1 << 20, True)])
+def test_where_much_is_exchanged_python_gives_way_to_the_communication_thread(size, turns):
+    usual = sys.getswitchinterval()
+    comm = connected()
+    world = comm._groups["world"]
+    found = []
+
+    class Looking(Recording):
+        def all_reduce(self, array, operation):
+            found.append(sys.getswitchinterval())
+
+    world.transport = Looking(world.transport)
+    gradient = nn.parameter.get_parameter_or_create("w", (size,)).grad
+    gradient.fill(1)
+    callback = comm.all_reduce_callback([gradient], same_graph=False)
+    callback.begin([gradient._storage], None)
+    callback.finish()
+    assert [interval < usual for interval in found] == [turns]
+    until = time.monotonic() + 10
+    while sys.getswitchinterval() != usual and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sys.getswitchinterval() == usual

@@ -67,6 +67,7 @@ class AllReduceCallback:
             Schedule(f"bucket {k} of all_reduce_callback", [], only_compared=True)
             for k in range(len(self.buckets))
         ]
+        self._bytes = [sum(item.size * item.dtype.itemsize for item in b) for b in self.buckets]
         self._ranges = [Ranges() for _ in self.buckets]
         self._bucket_of = {
             id(item._storage): k for k, bucket in enumerate(self.buckets) for item in bucket
@@ -84,7 +85,7 @@ class AllReduceCallback:
         self._opening = None
         if self._enabled():
             present, job = self._prepare(coming, self._structure(plan))
-            self._opening = self._start(self.schedule, job, not all(present))
+            self._opening = self._start(self.schedule, job, not all(present), sum(self._bytes))
 
     def _structure(self, plan: Plan) -> Schedule | None:
         """The functions of the graph and what they read, for comparison between ranks.
@@ -192,7 +193,8 @@ class AllReduceCallback:
         while (k := len(self._tickets)) < len(self.buckets) and not self._missing[k]:
             self._ready.append(perf_counter())
             reduction = self._reduction(self.buckets[k], self._ranges[k], opening)
-            self._tickets.append(self._start(self._bucket_schedules[k], reduction))
+            schedule, nbytes = self._bucket_schedules[k], self._bytes[k]
+            self._tickets.append(self._start(schedule, reduction, nbytes=nbytes))
 
     def _reduction(
         self, bucket: list[NdArray], ranges: Ranges, opening: Ticket

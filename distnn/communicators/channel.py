@@ -172,11 +172,12 @@ class Channel:
             schedule: Schedule | None,
             job: Callable[[Transport, Agreement], Any],
             incomplete: bool = False,
+            nbytes: int = 0,
         ) -> Ticket:
             self = reference()
             if self is None:
                 raise CommunicatorError("[all_reduce_callback] its communicator is gone; keep it")
-            return self._start(schedule, job, group, incomplete)
+            return self._start(schedule, job, group, incomplete, nbytes)
 
         return start
 
@@ -186,12 +187,16 @@ class Channel:
         job: Callable[[Transport, Agreement], Any],
         group: str = "world",
         incomplete: bool = False,
+        nbytes: int = 0,
     ) -> Ticket:
-        """Queue a collective; without a schedule it belongs to the one queued before."""
+        """Queue a collective, of about `nbytes`, which go on while this thread computes.
+
+        Without a schedule it belongs to the one queued before.
+        """
         operation = _CALLBACK if schedule is None else schedule.operation
         ticket, run = self._prepared(schedule, job, self._group(operation, group), incomplete)
         assert self._fifo is not None
-        self._fifo.submit(ticket, run)
+        self._fifo.submit(ticket, run, nbytes)
         return ticket
 
     def _prepared(
@@ -295,7 +300,7 @@ class Channel:
         assert fifo is not None
         if nbytes > transport.polled_bytes or not fifo.idle:
             ticket, run = self._prepared(schedule, job, found, incomplete)
-            fifo.submit(ticket, run)
+            fifo.submit(ticket, run, 0)  # nobody computes meanwhile
             return self._wait(ticket)
         try:
             self.check_alive()
