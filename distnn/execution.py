@@ -181,6 +181,9 @@ class Execution:
         for leaf in bindings.leaves:
             if leaf.array is None and leaf.pending is None:
                 return False  # and the walk says for which function
+        for storage in bindings.kept_storages:
+            if storage.volatile:
+                return False  # since a function was called that changes it: the walk keeps copies
         with np.errstate(all="ignore"):
             bindings.program(self.nodes, bindings.data, bindings.storages, bindings.kept)
         return True
@@ -215,15 +218,14 @@ class Execution:
                     spec = call.setup.results[position - len(call.sources)]
                     storages.append(Storage(spec.shape, spec.dtype, None))
                     found.append(NdArray._of(storages[-1], spec.shape))  # type: ignore[arg-type]
-                elif arrays[position] is None or arrays[position]._storage.volatile:
-                    return None
                 else:
                     found.append(arrays[position])
             kept.append(tuple(found))
             if True in call.need:
                 node.prepare()
         leaves = [leaf.data._storage for leaf in self.leaves.values()]
-        return _Bindings(program, leaves, data, storages, kept)
+        kept_storages = list({array._storage for arrays in kept for array in arrays})
+        return _Bindings(program, leaves, data, storages, kept, kept_storages)
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -433,6 +435,7 @@ class _Bindings(NamedTuple):
     data: list[NdArray | None]
     storages: list[Storage | None]
     kept: list[tuple[NdArray, ...]]
+    kept_storages: list[Storage]
 
 
 def _gradient_memory(grad: NdArray, shape: Any, backend: Backend) -> Any:
