@@ -87,6 +87,7 @@ class Declaration:
         self.outputs = tuple(outputs)
         self.rules = dict(rules)
         self.operands = tuple(operands)
+        self.operand_set = frozenset(operands)
         self.variadic = variadic
         self.optional = frozenset(optional)
         self.saved = tuple(saved)

@@ -80,6 +80,9 @@ class NumpyNamespace:
             out = pool.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
         return threads.matmul(a, b, out)
 
+    def reshape(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return x.reshape(shape)
+
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, shape)
 
