@@ -3,9 +3,9 @@
 A small MLP, whose arithmetic is a tenth of a millisecond, shows what each function call costs; the
 cost of recording a call and of a function's work in a graph that runs again; and networks whose
 structure changes in every iteration among eight (the same for static graphs: one of eight graphs
-each time). All on one thread, alternating in one process; the
-least of many rounds, since other programs only ever add to a time. Prints one JSON line. Without
-PyTorch (pip install torch==2.13.0) its rows are left out.
+each time). All on one thread, alternating in one process; the least of many rounds, since other
+programs only ever add to a time. Prints one JSON line. Without PyTorch (pip install torch==2.13.0)
+its rows are left out.
 
     python scripts/bench_dynamic.py >> benchmarks/dynamic.jsonl
 """
@@ -13,6 +13,8 @@ PyTorch (pip install torch==2.13.0) its rows are left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import time
@@ -20,9 +22,6 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy
-
-import contextlib
-import itertools
 
 import numpy as np
 from jobs import machine, rounded
