@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Spec:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
 
 class Rule(NamedTuple):
@@ -139,6 +144,7 @@ class Function:
         protects: buffers of its inputs are not cleared.
         cuda: "module.Class" in distnn.cuda that carries the function out on a GPU; where there is
             none its own text runs on CuPy arrays.
+        cpu: the same in distnn.cpu, for kernels that Numba compiles.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("y",)
@@ -151,6 +157,7 @@ class Function:
     random: ClassVar[bool] = False
     protects: ClassVar[bool] = False
     cuda: ClassVar[str] = ""
+    cpu: ClassVar[str] = ""
 
     declaration: Declaration
 
@@ -300,8 +307,8 @@ class Setup:
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
         results = function.setup(*specs, **options)
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
-        # What carries the function out: itself, or its twin on a GPU.
-        self.implementation: Any = backend.implementation(function)
+        # What carries the function out: itself, or its twin.
+        self.implementation: Any = backend.implementation(function, specs)
         self.scratch = self.implementation.scratch(*specs) if declaration.takes_scratch else 0
         if declaration.variadic:
             self.shapes: dict[str, Any] = {declaration.inputs[0] + "_shape": shapes}
