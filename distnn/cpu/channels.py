@@ -1,7 +1,7 @@
 """Compiled work on the channels of (A, C, B) arrays: what batch normalization is made of.
 
-Sums are made in float64, element by element, and need one pass over memory: a part of an array is in
-the cache until mean and squares are known. Where B is short, inner loops run over C and B together.
+Sums are made in float64, element by element, and need one pass over memory: a part of an array is
+in the cache until mean and squares are known. Where B is short, loops run over C and B together.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ class CompiledChannels(Channels):
         # (a, C, B), or (a, columns) where numbers are repeated over B.
         self.columns = self.channels if self.rows else self.channels * self.inner
 
-    def moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = self._arranged(x)
-        found = self._partials(_moments_of_rows if self.rows else _moments_of_columns, x)
-        total = found[:, 0].sum(0)
+    def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._arranged(x)
+        found = self._partials(_totals_of_rows if self.rows else _totals_of_columns, rows)
+        total = self._of_channels(found[:, 0].sum(0))
+        centre = self._numbers(self.mean(total), x.dtype)
+        # Parts have squares about their own means: Chan, Golub & LeVeque 1979.
         counts = np.diff([*range(0, self.batch, self.grain), self.batch])[:, None]
         counts = counts * (self.inner if self.rows else 1)
-        # Parts have squares about their own means: Chan, Golub & LeVeque 1979.
-        mean = self._of_channels(total) / self.count
-        centre = mean if self.rows else np.repeat(mean, self.inner)
         squares = found[:, 1] + counts * (found[:, 0] / counts - centre) ** 2
-        return mean, self._of_channels(squares.sum(0)) / self.count
+        return total, self._of_channels(squares.sum(0))
 
     def products(
         self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         body = _products_of_rows if self.rows else _products_of_columns
-        found = self._partials(body, self._arranged(dy), self._arranged(x), self._numbers(mean))
+        found = self._partials(
+            body, self._arranged(dy), self._arranged(x), self._numbers(mean, x.dtype)
+        )
         total = found.sum(0)
         return self._of_channels(total[0]), self._of_channels(total[1])
 
@@ -57,7 +58,7 @@ class CompiledChannels(Channels):
         body = _scale_rows if self.rows else _scale_columns
         x, y = self._arranged(x), self._arranged(y)
         shift = np.zeros_like(mean) if b is None else b
-        numbers = [self._numbers(n) for n in (mean, a, shift)]
+        numbers = [self._numbers(n, x.dtype) for n in (mean, a, shift)]
         self.map(lambda i, j: body(x[i:j], *numbers, y[i:j]))
 
     def combine(
@@ -70,15 +71,15 @@ class CompiledChannels(Channels):
     ) -> None:
         body = _combine_rows if self.rows else _combine_columns
         dy, x, dx = (self._arranged(a) for a in (dy, x, dx))
-        repeated = [self._numbers(n) for n in (mean, *numbers)]
+        repeated = [self._numbers(n, x.dtype) for n in (mean, *numbers)]
         self.map(lambda i, j: body(dy[i:j], x[i:j], *repeated, dx[i:j]))
 
     def _arranged(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self.shape if self.rows else (self.batch, self.columns))
 
-    def _numbers(self, values: np.ndarray) -> np.ndarray:
+    def _numbers(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """A number for each channel, or each column."""
-        flat = values.reshape(-1)
+        flat = values.reshape(-1).astype(dtype, copy=False)
         return flat if self.rows else np.repeat(flat, self.inner)
 
     def _of_channels(self, values: np.ndarray) -> np.ndarray:
@@ -99,7 +100,7 @@ class CompiledChannels(Channels):
 
 
 @_sums
-def _moments_of_rows(x, total, squares):
+def _totals_of_rows(x, total, squares):
     """Of a part x (a, C, B): its sums, and sums of squares about its means."""
     n_a, n_c, n_b = x.shape
     for c in range(n_c):
@@ -118,7 +119,7 @@ def _moments_of_rows(x, total, squares):
 
 
 @_sums
-def _moments_of_columns(x, total, squares):
+def _totals_of_columns(x, total, squares):
     """Of a part x (a, K), for each column; results are zeros before."""
     n_a, n_k = x.shape
     for a in range(n_a):

@@ -226,9 +226,9 @@ def _normalize(
 ) -> np.ndarray:
     """Write y, mean and inverse deviation; returns the variance."""
     x, y = x.reshape(channels.shape), y.reshape(channels.shape)
-    exact, spread = channels.moments(x)
-    mean[...] = exact.reshape(mean.shape)
-    variance = spread.astype(x.dtype).reshape(mean.shape)
+    total, squares = channels.totals(x)
+    mean[...] = channels.mean(total).reshape(mean.shape)
+    variance = channels.mean(squares).astype(x.dtype).reshape(mean.shape)
     inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
     scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
     return variance

@@ -55,21 +55,19 @@ class Channels:
         parallel_for(work, self.batch, self.grain)
         return [np.add.reduce(total, axis=0) for total in totals]
 
-    def sums_of_squares(self, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        """Per channel, in float64, the sum of (x - mean)^2."""
-        centre = self.plane(mean)
+    def mean(self, total: np.ndarray) -> np.ndarray:
+        return total / max(self.count, 1)
+
+    def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per channel, in float64, the sum and the sum of squares about the mean in x's dtype."""
+        (total,) = self.sums(lambda i, j: x[i:j])
+        centre = self.plane(self.mean(total).astype(x.dtype))
 
         def squares(i: int, j: int) -> np.ndarray:
             centred = x[i:j] - centre
             return np.multiply(centred, centred, out=centred)
 
-        return self.sums(squares)[0]
-
-    def moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Per channel, in float64, mean and variance."""
-        (total,) = self.sums(lambda i, j: x[i:j])
-        mean = total / self.count
-        return mean, self.sums_of_squares(x, mean.astype(x.dtype)) / self.count
+        return total, self.sums(squares)[0]
 
     def products(
         self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray

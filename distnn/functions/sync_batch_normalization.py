@@ -122,8 +122,7 @@ class SyncBatchNormalization(BatchStatistics):
             out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
         y, batch_mean, batch_variance, centre, inverse, count = out
         channels, arranged = self._arranged(xp, x)
-        (total,) = channels.sums(lambda i, j: arranged[i:j])
-        squares = channels.sums_of_squares(arranged, _mean(total, channels.count, exact))
+        total, squares = channels.totals(arranged)
         mine = np.concatenate(([channels.count], total, squares))
         found = self.gather(shape, mine, x.shape)
         count[0], found_mean, found_variance = _merged(found, exact)
