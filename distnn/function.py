@@ -23,6 +23,7 @@ import enum
 import functools
 import inspect
 import logging
+import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Spec:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
 
 class Rule(NamedTuple):
@@ -143,6 +148,7 @@ class Function:
         protects: buffers of its inputs are not cleared.
         cuda: "module.Class" in distnn.cuda that carries the function out on a GPU; where there is
             none its own text runs on CuPy arrays.
+        cpu: the same in distnn.cpu, for kernels that Numba compiles.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("y",)
@@ -155,6 +161,7 @@ class Function:
     random: ClassVar[bool] = False
     protects: ClassVar[bool] = False
     cuda: ClassVar[str] = ""
+    cpu: ClassVar[str] = ""
 
     declaration: Declaration
 
@@ -310,8 +317,8 @@ class Setup:
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
         inputs = (backend.dtype if spec is None else spec.dtype for spec in specs)
         self.dtypes = (*inputs, *(spec.dtype for spec in self.results))  # by position
-        # What carries the function out: itself, or its twin on a GPU.
-        self.implementation: Any = backend.implementation(function)
+        # What carries the function out: itself, or its twin.
+        self.implementation: Any = backend.implementation(function, specs)
         self.scratch = self.implementation.scratch(*specs) if declaration.takes_scratch else 0
         if declaration.variadic:
             self.shapes: dict[str, Any] = {declaration.inputs[0] + "_shape": shapes}

@@ -9,8 +9,8 @@ import cupy
 import numpy as np
 
 from ..functions.softmax import check_labels
+from ..twin import Twin
 from . import softmax_kernels as kernels
-from .twin import Twin
 
 
 def _blocks(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:

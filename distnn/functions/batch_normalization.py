@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,19 +55,30 @@ class Normalization(Function, by_signature=False):
         return xp.sum(dy, self.summed(len(dy.shape)), True)
 
 
+def wide(dtype: np.dtype) -> np.dtype:
+    """The dtype of exact statistics: float32 for half precision."""
+    return np.promote_types(dtype, np.float32)
+
+
 @dataclass(frozen=True)
 class BatchStatistics(Normalization, by_signature=False):
-    """Normalization by the statistics of batches, which update the running ones."""
+    """Normalization by the statistics of batches, which update the running ones.
+
+    In half precision the statistics that are saved, and those that update the running ones, are
+    float32: a channel's mean may be far larger than its deviation. Public results have the
+    context's dtype.
+    """
 
     outputs = ("y", "batch_mean", "batch_variance")
+    saved: ClassVar[tuple[str, ...]] = ("centre", "inverse_deviation")
     updates = ("mean", "variance")
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
     ) -> tuple[Spec, ...]:
         shape = self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
-        statistic = Spec(shape, x.dtype)
-        return Spec(x.shape, x.dtype), statistic, statistic, statistic
+        statistic, exact = Spec(shape, x.dtype), Spec(shape, wide(x.dtype))
+        return Spec(x.shape, x.dtype), statistic, statistic, exact, exact
 
     def grad_gamma(
         self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
@@ -84,7 +95,6 @@ class BatchNormalization(BatchStatistics):
     batch variance is the unbiased one.
     """
 
-    saved = ("inverse_deviation",)
     cuda = "batch_normalization.BatchNormalization"
 
     def setup(
@@ -111,32 +121,31 @@ class BatchNormalization(BatchStatistics):
         eps: float,
         out: Any = None,
     ) -> Any:
-        shape = self.stat_shape(x.shape)
+        exact = wide(x.dtype)
         if out is None:
-            out = (xp.empty(x.shape, x.dtype), *(xp.empty(shape, x.dtype) for _ in range(3)))
-        y, batch_mean, batch_variance, inverse_deviation = out
+            out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
+        y, batch_mean, batch_variance, centre, inverse_deviation = out
         blocks = self.blocks(x.shape)
-        if blocks is None or x.dtype.itemsize < 4:
+        count = x.size // centre.size
+        if blocks is None or x.dtype != exact:
             axes = self.summed(x.ndim)
-            count = x.size // batch_mean.size
-            wide = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
-            batch_mean[...] = xp.sum(wide, axes, True) / count
-            centred = wide - batch_mean
-            batch_variance[...] = xp.sum(centred * centred, axes, True) / count
-            inverse_deviation[...] = 1 / xp.sqrt(batch_variance.astype(wide.dtype) + eps)
+            x = x.astype(exact, copy=False)
+            centre[...] = xp.sum(x, axes, True) / count
+            centred = x - centre
+            spread = xp.sum(centred * centred, axes, True) / count
+            inverse_deviation[...] = 1 / xp.sqrt(spread + eps)
             scaled = centred * inverse_deviation
             scaled = scaled if gamma is None else scaled * gamma
             y[...] = scaled if beta is None else scaled + beta
         else:
-            _normalize(
-                blocks, x, beta, gamma, eps, y, batch_mean, batch_variance, inverse_deviation
-            )
-        count = x.size // batch_mean.size
+            channels = xp.channels(blocks)
+            spread = _normalize(channels, x, beta, gamma, eps, y, centre, inverse_deviation)
+        batch_mean[...], batch_variance[...] = centre, spread
         unbiased = count / max(count - 1, 1)
         return (
             *out,
-            decay_rate * mean + (1 - decay_rate) * batch_mean,
-            decay_rate * variance + (1 - decay_rate) * unbiased * batch_variance,
+            decay_rate * mean.astype(exact, copy=False) + (1 - decay_rate) * centre,
+            decay_rate * variance.astype(exact, copy=False) + (1 - decay_rate) * unbiased * spread,
         )
 
     # With x' = (x - mean) / deviation and m elements a channel:
@@ -175,29 +184,28 @@ class BatchNormalization(BatchStatistics):
         dbatch_variance: Any,
         x: Any,
         gamma: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         *,
         out: Any,
     ) -> None:
-        shape = batch_mean.shape
+        shape = centre.shape
         blocks = self.blocks(x.shape)
         order = tuple(range(x.ndim))
         if blocks is None:
             order = (*self.axes, *self.summed(x.ndim))
-            blocks = (1, batch_mean.size, x.size // batch_mean.size)
+            blocks = (1, centre.size, x.size // centre.size)
         if dy is None:
             dy = np.zeros(x.shape, x.dtype)
         # Sums of half precision are made in float32.
-        wide = np.promote_types(x.dtype, np.float32)
-        direct = order == tuple(range(x.ndim)) and wide == x.dtype
+        exact = wide(x.dtype)
+        direct = order == tuple(range(x.ndim)) and exact == x.dtype
         dx = out.x
         if not direct:
-            dy, x = (np.array(a.transpose(order), wide, order="C") for a in (dy, x))
-            dx = None if dx is None else xp.empty(x.shape, wide)
-        dbeta, dgamma = _gradient(
-            blocks, dy, x, gamma, batch_mean, inverse_deviation, dbatch_mean, dbatch_variance, dx
-        )
+            dy, x = (np.array(a.transpose(order), exact, order="C") for a in (dy, x))
+            dx = None if dx is None else xp.empty(x.shape, exact)
+        channels, others = xp.channels(blocks), (dbatch_mean, dbatch_variance)
+        dbeta, dgamma = _gradient(channels, dy, x, gamma, centre, inverse_deviation, *others, dx)
         if need.beta:
             out.beta[...] = dbeta.reshape(shape)
         if need.gamma:
@@ -207,56 +215,34 @@ class BatchNormalization(BatchStatistics):
 
 
 def _normalize(
-    blocks: tuple[int, int, int],
+    channels: Channels,
     x: Any,
     beta: Any,
     gamma: Any,
     eps: float,
     y: Any,
     mean: Any,
-    variance: Any,
     inverse: Any,
-) -> None:
-    channels = Channels(blocks)
-    x, y = x.reshape(blocks), y.reshape(blocks)
-    (total,) = channels.sums(lambda i, j: x[i:j])
-    mean[...] = (total / channels.count).reshape(mean.shape)
-    total = sums_of_squares(channels, x, mean)
-    variance[...] = (total / channels.count).reshape(variance.shape)
+) -> np.ndarray:
+    """Write y, mean and inverse deviation; returns the variance."""
+    x, y = x.reshape(channels.shape), y.reshape(channels.shape)
+    total, squares = channels.totals(x)
+    mean[...] = channels.mean(total).reshape(mean.shape)
+    variance = channels.mean(squares).astype(x.dtype).reshape(mean.shape)
     inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
     scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
-
-
-def sums_of_squares(channels: Channels, x: Any, mean: Any) -> np.ndarray:
-    """Per channel, in float64, the sum of (x - mean)^2."""
-    centre = channels.plane(mean)
-
-    def squares(i: int, j: int) -> np.ndarray:
-        centred = x[i:j] - centre
-        return np.multiply(centred, centred, out=centred)
-
-    return channels.sums(squares)[0]
+    return variance
 
 
 def scale_and_shift(
     channels: Channels, x: Any, mean: Any, inverse: Any, beta: Any, gamma: Any, y: Any
 ) -> None:
     """y = gamma (x - mean) inverse + beta."""
-    centre = channels.plane(mean)
-    scale = channels.plane(inverse if gamma is None else inverse * gamma)
-    shift = None if beta is None else channels.plane(beta)
-
-    def work(i: int, j: int) -> None:
-        part = np.subtract(x[i:j], centre, out=y[i:j])
-        part *= scale
-        if shift is not None:
-            part += shift
-
-    channels.map(work)
+    channels.scale(x, mean, inverse if gamma is None else inverse * gamma, beta, y)
 
 
 def _gradient(
-    blocks: tuple[int, int, int],
+    channels: Channels,
     dy: Any,
     x: Any,
     gamma: Any,
@@ -267,8 +253,7 @@ def _gradient(
     dx: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write dx, if wanted; return the sums of dy and of dy x', which are dbeta and dgamma."""
-    channels = Channels(blocks)
-    dy, x = dy.reshape(blocks), x.reshape(blocks)
+    dy, x = dy.reshape(channels.shape), x.reshape(channels.shape)
     dbeta, dgamma = gradient_sums(channels, dy, x, mean, inverse)
     if dx is not None:
         sums = (dbeta, dgamma, dmean, dvariance)
@@ -280,13 +265,7 @@ def gradient_sums(
     channels: Channels, dy: Any, x: Any, mean: Any, inverse: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per channel, in float64, the sums of dy and of dy x'."""
-    centre = channels.plane(mean)
-
-    def products(i: int, j: int) -> np.ndarray:
-        centred = x[i:j] - centre
-        return np.multiply(centred, dy[i:j], out=centred)
-
-    dbeta, dgamma = channels.sums(lambda i, j: dy[i:j], products)
+    dbeta, dgamma = channels.products(dy, x, mean)
     dgamma *= inverse.reshape(-1)
     return dbeta, dgamma
 
@@ -303,9 +282,7 @@ def input_gradient(
     dx: Any,
 ) -> None:
     """Write dx of a batch of m elements a channel; `sums` over it: dy, dy x', dmean, dvariance."""
-    # dx = a dy - (x - mean) b - c, one number per channel each
     dbeta, dgamma, dmean, dvariance = sums
-    centre = channels.plane(mean)
     scale = (inverse if gamma is None else inverse * gamma).reshape(-1).astype(np.float64)
     of_centred = scale * inverse.reshape(-1) * dgamma / m
     constant = scale * dbeta / m
@@ -313,17 +290,8 @@ def input_gradient(
         of_centred -= 2 / m * dvariance.reshape(-1)
     if dmean is not None:
         constant -= dmean.reshape(-1) / m
-    planes = [channels.plane(v.astype(x.dtype)) for v in (scale, of_centred, constant)]
-    dx = dx.reshape(channels.shape)
-
-    def work(i: int, j: int) -> None:
-        centred = x[i:j] - centre
-        centred *= planes[1]
-        part = np.multiply(dy[i:j], planes[0], out=dx[i:j])
-        part -= centred
-        part -= planes[2]
-
-    channels.map(work)
+    a, b, c = (v.astype(x.dtype) for v in (scale, of_centred, constant))
+    channels.combine(dy, x, mean, (a, b, c), dx.reshape(channels.shape))
 
 
 @dataclass(frozen=True)
