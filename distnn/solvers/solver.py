@@ -286,8 +286,8 @@ class Solver:
 
     def _check(self, test: str, pre_hook: SolverHook, post_hook: SolverHook) -> bool:
         with _Hooked(pre_hook, post_hook):
-            found = by_backend((found.grad for found in self._active_runs()), lambda g: g)
-            return any(backend.any_of(test, grads) for backend, grads in found)
+            groups = by_backend((found.grad for found in self._active_runs()), lambda g: g)
+            return any(backend.any_of(test, grads) for backend, grads in groups)
 
     # -- update -------------------------------------------------------------------------------
 
