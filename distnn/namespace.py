@@ -19,6 +19,7 @@ from .memory import pool
 
 if TYPE_CHECKING:
     from .formula import Formula
+    from .formula_chain import Chain
     from .function import Function
     from .functions.channels import Channels
     from .ndarray import NdArray
@@ -52,6 +53,16 @@ class NumpyNamespace:
     ) -> np.ndarray:
         """out = formula; arrays have out's number of axes and broadcast to its shape."""
         return formula.evaluate(arrays, numbers, out)
+
+    def evaluate_chain(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        """Compute the outputs of a chain; arrays and numbers are in the order of its names."""
+        chain.evaluate(arrays, numbers, outs)
 
     def check_range(self, indices: np.ndarray, low: int, high: int, message: str) -> None:
         """Raise LabelError(message) unless low <= indices <= high; on a GPU at the next host read.
