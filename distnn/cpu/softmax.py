@@ -164,5 +164,5 @@ def _cross_entropy_gradient(p, target, dy, dx):
         d = np.float32(0) if label < 0 else dy[i, 0]
         for k in range(p.shape[1]):
             dx[i, k] = p[i, k] * d
-        if label >= 0:
+        if 0 <= label < p.shape[1]:
             dx[i, label] -= d
