@@ -81,9 +81,13 @@ def test_an_unknown_choice_is_named():
 @pytest.fixture
 def undecided(monkeypatch):
     """As in a process in which nobody has asked for kernels."""
+    before = nn.get_cpu_kernels()
     monkeypatch.delenv("DISTNN_CPU_KERNELS", raising=False)
     monkeypatch.setattr(kernels, "_chosen", None)
     monkeypatch.setattr(kernels, "_asked_for", False)
+    yield
+    monkeypatch.undo()
+    nn.set_cpu_kernels(before)
 
 
 def missing(name):
