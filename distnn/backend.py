@@ -32,6 +32,7 @@ class Backend:
     """Abstract: the arrays, their float dtype and where their memory comes from."""
 
     device = 0  # its number
+    chains_formulas = True  # a formula in a chain has the bits that it has alone
     name: str  # of the memory: parameters of backends of one name share slabs
     dtype: np.dtype  # of function outputs
     parameter_dtype: np.dtype  # of parameters and their gradients

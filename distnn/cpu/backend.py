@@ -55,6 +55,7 @@ class NumbaBackend(CpuBackend):
     """NumPy on the host, and kernels that Numba compiles."""
 
     kernels = "numba"
+    chains_formulas = False  # alone a formula is NumPy's or a loop's, as it suits its size
     xp = NumbaNamespace()
 
     def packed(self, array: Any) -> Any:
