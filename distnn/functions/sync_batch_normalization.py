@@ -31,9 +31,9 @@ from .batch_normalization import (
     input_gradient,
     scale_and_shift,
     sums_of_squares,
-    wide,
 )
 from .channels import Channels
+from .precision import wide
 
 if TYPE_CHECKING:
     from ..communicators.communicator import MultiProcessDataParallelCommunicator
