@@ -38,6 +38,7 @@ from .hooks import (
     unset_solver_pre_hook,
 )
 from .interchange import from_dlpack
+from .kernels import get_cpu_kernels, set_cpu_kernels
 from .ndarray import NdArray
 from .parameter import (
     clear_parameters,

@@ -14,7 +14,8 @@ import numpy as np
 from . import transfer
 from .errors import ContextError
 from .formula import Assignments, run_chunks
-from .function import Function
+from .function import Function, Spec
+from .kernels import get_cpu_kernels
 from .memory import pool
 from .namespace import NumpyNamespace, raise_label_error
 from .random import Draw
@@ -31,10 +32,12 @@ class Backend:
     """Abstract: the arrays, their float dtype and where their memory comes from."""
 
     device = 0  # its number
+    chains_formulas = True  # a formula in a chain has the bits that it has alone
     name: str  # of the memory: parameters of backends of one name share slabs
     dtype: np.dtype  # of function outputs
     parameter_dtype: np.dtype  # of parameters and their gradients
     xp: Any
+    current = True  # False once it gave way to another, which contexts then ask for
 
     def select(self) -> None:
         """Make the calling thread work on this backend's device."""
@@ -80,8 +83,8 @@ class Backend:
         """
         raise NotImplementedError
 
-    def implementation(self, function: Function) -> Any:
-        """What carries out `function` here: an object with its forward and backward."""
+    def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
+        """What carries out `function` on inputs of `specs`: it has its forward and backward."""
         raise NotImplementedError
 
     def draw(self, draw: Draw) -> Any:
@@ -105,6 +108,7 @@ class CpuBackend(Backend):
     """NumPy on the host."""
 
     name = "cpu"
+    kernels = "numpy"
     xp = NumpyNamespace()
 
     def __init__(self, type_config: str) -> None:
@@ -115,6 +119,10 @@ class CpuBackend(Backend):
 
     def __repr__(self) -> str:
         return f"cpu:{self.type_config}"
+
+    @property
+    def current(self) -> bool:  # type: ignore[override]
+        return self.kernels == get_cpu_kernels()
 
     def holds(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
@@ -142,7 +150,7 @@ class CpuBackend(Backend):
             raise_label_error(array[whole != array], message)
         return whole
 
-    def implementation(self, function: Function) -> Function:
+    def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
         return function
 
     def draw(self, draw: Draw) -> Draw:
@@ -180,7 +188,15 @@ def float_dtype(name: str, type_config: str) -> np.dtype:
     return np.dtype(_DTYPES[type_config])
 
 
-@functools.cache
 def cpu_backend(type_config: str) -> CpuBackend:
-    """The backend of the host, made once for each type configuration."""
-    return CpuBackend(type_config)
+    """The backend of the host with the kernels that are chosen now."""
+    return _cpu_backend(type_config, get_cpu_kernels())
+
+
+@functools.cache
+def _cpu_backend(type_config: str, kernels: str) -> CpuBackend:
+    if kernels == "numpy":
+        return CpuBackend(type_config)
+    from .cpu.backend import NumbaBackend
+
+    return NumbaBackend(type_config)

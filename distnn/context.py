@@ -149,7 +149,7 @@ class Context:
     def resolve(self) -> Backend:
         """The backend that carries this context out; raises ContextError if there is none here."""
         resolved: Backend | None = self._resolved  # type: ignore[attr-defined]
-        if resolved is None:
+        if resolved is None or not resolved.current:
             # To number 0 it does not matter, and nearly all contexts have that.
             local_rank = 0 if self.device_id == "0" else _world.get().local_rank
             resolved = _resolve(*self._key, local_rank)

@@ -19,7 +19,9 @@ from .memory import pool
 
 if TYPE_CHECKING:
     from .formula import Formula
+    from .formula_chain import Chain
     from .function import Function
+    from .functions.channels import Channels
     from .ndarray import NdArray
 
 Axes = int | Sequence[int] | None
@@ -52,6 +54,16 @@ class NumpyNamespace:
         """out = formula; arrays have out's number of axes and broadcast to its shape."""
         return formula.evaluate(arrays, numbers, out)
 
+    def evaluate_chain(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        """Compute the outputs of a chain; arrays and numbers are in the order of its names."""
+        chain.evaluate(arrays, numbers, outs)
+
     def check_range(self, indices: np.ndarray, low: int, high: int, message: str) -> None:
         """Raise LabelError(message) unless low <= indices <= high; on a GPU at the next host read.
 
@@ -80,8 +92,17 @@ class NumpyNamespace:
             out = pool.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
         return threads.matmul(a, b, out)
 
+    def reshape(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return x.reshape(shape)
+
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, shape)
+
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        """What works on the channels of (A, C, B) arrays."""
+        from .functions.channels import Channels
+
+        return Channels(blocks)
 
     def slice(self, x: np.ndarray, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The part of x from `start` up to `stop` of every axis."""
@@ -152,6 +173,8 @@ _ROWS = 64
 def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
     """Sum over axes, with blocked summation along every axis; half precision adds in float32."""
     shape, dtype = x.shape, x.dtype
+    if axis == 0 and len(shape) == 2 and shape[0] <= _ROWS and not keepdims and dtype.char != "e":
+        return np.add.reduce(x, 0)  # what the text below comes to, for gradients of small biases
     if axis is None:
         summed = list(range(x.ndim))
     else:

@@ -1,7 +1,8 @@
 """Every test begins with a World of its own. Under MPI a test passes on all ranks or on none.
 
-`--device` says on what functions run where a test does not say it: "cpu", "gpu", or "emulated",
-which is the GPU backend on the emulator of `gpu_emulator/`, for machines without a GPU.
+`--device` says on what functions run where a test does not say it: "cpu", "numba" (the CPU with
+compiled kernels), "gpu", or "emulated", which is the GPU backend on the emulator of
+`gpu_emulator/`, for machines without a GPU.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from distnn import parameter_slab
+from distnn import parameter_slab, set_cpu_kernels
 from distnn.context import Context, World, current_world, set_auto_forward, world_scope
+from distnn.cpu import twin
 
 # In the background of a shell SIGINT is ignored, also by the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,13 +27,20 @@ os.environ.setdefault("DISTNN_CHECK", "1")
 def pytest_addoption(parser):
     parser.addoption(
         "--device",
-        choices=("cpu", "gpu", "emulated"),
+        choices=("cpu", "numba", "gpu", "emulated"),
         default="cpu",
-        help="on what functions run by default; emulated: the GPU backend on the emulator",
+        help="on what functions run by default; cpu: NumPy's kernels; numba: the CPU with compiled "
+        "kernels, for arrays of any size; emulated: the GPU backend on the emulator",
     )
 
 
 def pytest_configure(config):
+    # Programs that tests start take the same.
+    kernels = "numba" if config.getoption("--device") == "numba" else "numpy"
+    os.environ["DISTNN_CPU_KERNELS"] = kernels
+    set_cpu_kernels(kernels)
+    if kernels == "numba":
+        twin.SMALLEST = 1
     if config.getoption("--device") == "emulated":
         import gpu_emulator
 
@@ -47,7 +56,7 @@ def pytest_configure(config):
 @pytest.fixture
 def extension(request) -> str:
     """Name of the backend that `--device` asks for: "cpu" or "cudnn"."""
-    return "cpu" if request.config.getoption("--device") == "cpu" else "cudnn"
+    return "cpu" if request.config.getoption("--device") in ("cpu", "numba") else "cudnn"
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from .matmul import multiply
-from .twin import Twin
 
 
 class Affine(Twin):

@@ -12,7 +12,7 @@ import numpy as np
 from ..backend import Backend, float_dtype
 from ..errors import ContextError, MissingExtraError
 from ..formula import Assignments
-from ..function import Function
+from ..function import Function, Spec
 from ..random import Draw
 from ..transfer import device_is_used
 from . import elementwise, labels, memory, multi_tensor, random, transfer, twin
@@ -62,7 +62,7 @@ class CudaBackend(Backend):
         # Kernels are given addresses, not strides. CuPy's copy of a scalar would have an axis.
         return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)
 
-    def implementation(self, function: Function) -> Any:
+    def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
         return twin.implementation(function)
 
     def draw(self, draw: Draw) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from . import channels, normalization_kernels
 from .kernels import THREADS, computing
 from .numbers import lanes_of
-from .twin import Twin
 
 Blocks = tuple[int, int, int]
 

@@ -12,11 +12,11 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from . import channel_order, cudnn
 from .bias import add_to_columns, add_to_planes
 from .im2col import Patches
 from .problem import BIAS, FIRST, RESULT, SECOND, Problem
-from .twin import Twin
 
 _MOST_AXES = 5  # of arrays that cuDNN convolves: three spatial ones
 

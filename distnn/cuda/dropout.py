@@ -10,10 +10,10 @@ import cupy
 import numpy as np
 
 from ..random import threshold
+from ..twin import Twin
 from .kernels import FLOATS, THREADS, blocks_for, kernel, scalar_types
 from .pack import header
 from .random import PHILOX, WORDS, DeviceDraw
-from .twin import Twin
 
 # A thread makes the numbers of one step of the generator, and moves the step's elements together
 # where it can.

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..functions.indexing import check_indices
 from ..functions.softmax import check_labels
+from ..twin import Twin
 from .kernels import FLOATS, THREADS, TYPES, blocks_for, index_dtype, kernel, scalar_types
-from .twin import Twin
 
 # Arrays are (A, n, B) and (A, K, B). An index out of range has been noted by then: it is only kept
 # from reaching beyond an array.

@@ -14,8 +14,8 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from .kernels import FLOATS, THREADS, TYPES, blocks_for, index_dtype, kernel, scalar_types
-from .twin import Twin
 
 _KERNEL = """{types}
 typedef {index} Index;

@@ -10,9 +10,9 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from .kernels import FLOATS, TYPES, computing
 from .tree import End, Reduction
-from .twin import Twin
 
 Axes = int | Sequence[int] | None
 

@@ -9,9 +9,9 @@ import cupy
 import numpy as np
 
 from ..functions.softmax import check_labels
+from ..twin import Twin
 from . import softmax_kernels as kernels
 from .kernels import computing
-from .twin import Twin
 
 
 def _blocks(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:

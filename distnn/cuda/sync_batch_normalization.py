@@ -9,12 +9,12 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from .batch_normalization import Layout, input_gradient, normalize, optional
 from .kernels import FLOATS, THREADS, Kernel, blocks_for, computing, kernel
 from .normalization_kernels import NUMBERS, moments, sums, types
 from .numbers import numbers
 from .tree import End, Reduction
-from .twin import Twin
 
 # Count, sums, and sums of squares about the mean, which is rounded to W: what
 # functions/sync_batch_normalization.py exchanges.

@@ -12,11 +12,11 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..twin import Twin
 from . import tensor_normalization_kernels as kernels
 from .batch_normalization import optional
 from .kernels import computing
 from .reduction import array_sum
-from .twin import Twin
 
 
 class _Layout:

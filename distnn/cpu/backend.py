@@ -1,0 +1,74 @@
+"""The host as a backend with compiled kernels: NumPy's arrays and memory, our own loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import CpuBackend
+from ..formula import Assignments, Formula
+from ..function import Function, Spec
+from ..functions.channels import Channels
+from ..kernels import compiler_loads
+from ..namespace import NumpyNamespace
+from . import twin
+from .twin import implementation, worthwhile
+
+
+class NumbaNamespace(NumpyNamespace):
+    """As namespace.NumpyNamespace, with kernels of ours where they are faster."""
+
+    def call(self, function: Function, *arrays: Any, **operands: Any) -> Any:
+        results = implementation(function, arrays).forward(self, *arrays, **operands)
+        if not isinstance(results, tuple):
+            return results
+        n = len(function.declaration.outputs)
+        return results[0] if n == 1 else results[:n]
+
+    def evaluate(
+        self,
+        formula: Formula,
+        arrays: Mapping[str, np.ndarray],
+        numbers: Mapping[str, float],
+        out: np.ndarray,
+    ) -> np.ndarray:
+        if worthwhile((out,)) and compiler_loads():
+            from . import elementwise
+
+            values = [arrays[name] for name in formula.arrays]
+            if elementwise.evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
+                return out
+        return formula.evaluate(arrays, numbers, out)
+
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        if math.prod(blocks) < twin.SMALLEST or not compiler_loads():
+            return super().channels(blocks)
+        from .channels import CompiledChannels
+
+        return CompiledChannels(blocks)
+
+
+class NumbaBackend(CpuBackend):
+    """NumPy on the host, and kernels that Numba compiles."""
+
+    kernels = "numba"
+    chains_formulas = False  # alone a formula is NumPy's or a loop's, as it suits its size
+    xp = NumbaNamespace()
+
+    def packed(self, array: Any) -> Any:
+        return np.ascontiguousarray(array)  # what kernels are given lies in one piece
+
+    def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
+        return implementation(function, specs)
+
+    def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
+        for arrays, numbers in jobs:
+            if worthwhile(arrays) and compiler_loads():
+                from . import elementwise
+
+                if elementwise.run(rule, arrays, numbers):
+                    continue
+            rule.run(arrays, numbers)

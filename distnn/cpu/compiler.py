@@ -1,0 +1,89 @@
+"""Kernels: Python functions that Numba compiles when they first run, and keeps on disk.
+
+What is compiled lies in a folder named after the sources of this room and Numba's version, below
+`NUMBA_CACHE_DIR` or the user's cache: an edited kernel is never taken from there, nor one that
+calls it. Where nothing can be written, each process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import event
+
+config: Any = numba.config
+
+logger = logging.getLogger("distnn")
+
+
+def kernel(function: Callable[..., Any], **options: Any) -> Any:
+    """`function`, compiled for the types of its arguments when they are first met.
+
+    It runs without Python's lock, divides as NumPy does, checks no index, and rounds every
+    operation unless `options` of numba.njit say otherwise (`fastmath`).
+    """
+    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    folder = cache_folder()
+    if folder is not None:
+        # Numba looks at this while it enables caching; there is no other way to tell it.
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(folder)
+        try:
+            compiled.enable_caching()
+        except (RuntimeError, OSError) as error:
+            logger.info("kernel %s is not kept on disk: %s", function.__name__, error)
+        finally:
+            config.CACHE_DIR = before
+    return compiled
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept; None where no place can be written."""
+    base = os.environ.get("NUMBA_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    folder = Path(base or home).expanduser() / "distnn" / _version()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        logger.info("compiled kernels are not kept: %s; NUMBA_CACHE_DIR says where they may", error)
+        return None
+    return folder
+
+
+def _version() -> str:
+    """A name for the sources of this room and for what compiles them."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Log(event.Listener):
+    """Says what is compiled: the first run of a kernel takes as long as that."""
+
+    def __init__(self) -> None:
+        self._begun: list[float] = []  # one in another: a kernel compiles those that it calls
+
+    def on_start(self, event: Any) -> None:
+        self._begun.append(time.perf_counter())
+
+    def on_end(self, event: Any) -> None:
+        seconds = time.perf_counter() - self._begun.pop()
+        function = event.data["dispatcher"].py_func
+        if not self._begun and function.__module__.startswith("distnn."):
+            logger.info("compiled kernel %s in %.1f s", function.__name__, seconds)
+
+
+event.register("numba:compile", _Log())

@@ -1,0 +1,44 @@
+"""Twins on the CPU: which functions our own kernels carry out, by shapes and dtypes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..function import Function, Spec
+from ..kernels import compiler_loads
+from ..twin import Twin, twin_class
+
+# Where no input has as many elements, starting a kernel costs more than it saves: see docs/cpu.md.
+SMALLEST = 8192
+# Kernels compute in these; half precision is NumPy's.
+DTYPES = "fd"
+
+
+class CpuTwin(Twin):
+    """Base of twins on the CPU."""
+
+    @classmethod
+    def suits(cls, function: Any, *specs: Spec | None) -> bool:
+        """True where the kernels can take inputs of these specs and are faster than NumPy."""
+        return True
+
+
+def implementation(function: Function, specs: Sequence[Any]) -> Any:
+    """What carries out `function`: its twin, or the function itself.
+
+    Args:
+        specs: of the inputs; arrays serve as well.
+    """
+    if not function.cpu or not worthwhile(specs) or not compiler_loads():
+        return function
+    twin = twin_class(function, "cpu")
+    assert twin is not None
+    return twin(function) if twin.suits(function, *specs) else function
+
+
+def worthwhile(specs: Sequence[Any]) -> bool:
+    """True where some input is large, and the floats are of one dtype that kernels know."""
+    floats = {spec.dtype.char for spec in specs if spec is not None and spec.dtype.kind == "f"}
+    largest = max((spec.size for spec in specs if spec is not None), default=0)
+    return largest >= SMALLEST and len(floats) == 1 and floats <= {*DTYPES}

@@ -1,0 +1,149 @@
+"""Which kernels the CPU uses, and that both sorts live side by side."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import distnn as nn
+import distnn.functions as F
+from distnn import kernels
+from distnn.errors import ArgumentError, MissingExtraError
+from distnn.function import Function
+from distnn.twin import twin_class
+
+numba = pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
+
+
+def functions(cls=Function):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from functions(sub)
+
+
+def parameters(method):
+    return [(p.name, p.kind) for p in inspect.signature(method).parameters.values()]
+
+
+def test_every_twin_has_the_signatures_of_its_function():
+    for function in functions():
+        twin = twin_class(function, "cpu")
+        if twin is not None:
+            assert parameters(twin.forward) == parameters(function.forward), function
+            assert hasattr(twin, "backward") == hasattr(function, "backward"), function
+            if hasattr(twin, "backward"):
+                assert parameters(twin.backward) == parameters(function.backward), function
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if k not in ("DISTNN_CPU_KERNELS",)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_import_and_small_functions_do_not_import_numba():
+    code = """
+import sys, numpy as np, distnn as nn, distnn.functions as F
+nn.set_cpu_kernels("numba")
+with nn.auto_forward():
+    F.tanh(nn.Variable.from_numpy_array(np.ones((2, 2)))).d
+assert "numba" not in sys.modules
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "numba", "numpy"])
+def test_the_environment_chooses(value):
+    done = run("import distnn as nn; print(nn.get_cpu_kernels())", DISTNN_CPU_KERNELS=value)
+    assert done.stdout.strip() == (value or "numba"), done.stderr
+
+
+def test_an_unknown_choice_is_named():
+    with pytest.raises(ArgumentError, match=r"\[set_cpu_kernels\] kernels is 'fast'; use 'numba'"):
+        nn.set_cpu_kernels("fast")
+    done = run("import distnn as nn; nn.get_cpu_kernels()", DISTNN_CPU_KERNELS="fast")
+    assert "[DISTNN_CPU_KERNELS] kernels is 'fast'" in done.stderr
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """As in a process in which nobody has asked for kernels."""
+    monkeypatch.delenv("DISTNN_CPU_KERNELS", raising=False)
+    monkeypatch.setattr(kernels, "_chosen", None)
+    monkeypatch.setattr(kernels, "_asked_for", False)
+
+
+def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [(missing, "Numba is not installed"), (lambda name: "0.59.1", "Numba 0.59.1 is too old")],
+)
+def test_without_numba_numpy_does_the_work_unless_numba_is_asked_for(
+    undecided, monkeypatch, version, problem
+):
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert nn.get_cpu_kernels() == "numpy"
+    with pytest.raises(MissingExtraError, match=rf"{problem}; pip install 'distnn\[cpu\]'"):
+        nn.set_cpu_kernels("numba")
+    assert nn.get_cpu_kernels() == "numpy"
+
+
+@pytest.fixture
+def broken(undecided, monkeypatch):
+    """Numba is installed, but importing it fails, as beside a NumPy that it does not know."""
+
+    def fail(name):
+        raise ImportError("Numba needs NumPy 1.0 or less")
+
+    kernels.compiler_loads.cache_clear()
+    monkeypatch.setattr(kernels.importlib, "import_module", fail)
+    yield
+    kernels.compiler_loads.cache_clear()
+
+
+def test_a_numba_that_cannot_be_imported_is_passed_over_with_a_warning(broken, caplog):
+    assert nn.get_cpu_kernels() == "numba"
+    with caplog.at_level(logging.WARNING, "distnn"):
+        assert not kernels.compiler_loads()
+    assert "Numba needs NumPy 1.0 or less" in caplog.text
+
+
+def test_a_numba_that_was_asked_for_and_cannot_be_imported_is_an_error(broken):
+    nn.set_cpu_kernels("numba")
+    with pytest.raises(MissingExtraError, match="Numba needs NumPy"):
+        kernels.compiler_loads()
+
+
+@pytest.fixture
+def restored():
+    before = nn.get_cpu_kernels()
+    yield
+    nn.set_cpu_kernels(before)
+
+
+def test_functions_keep_the_kernels_with_which_they_were_called(restored):
+    x = nn.Variable.from_numpy_array(np.linspace(-1, 1, 4096), need_grad=True)
+    found = {}
+    for name in ("numpy", "numba", "numpy"):
+        nn.set_cpu_kernels(name)
+        y = F.tanh(x)
+        assert y.parent.setup.backend.kernels == name
+        found[name] = y
+    nn.forward_all(list(found.values()))
+    np.testing.assert_allclose(found["numba"].d, found["numpy"].d, rtol=1e-6)
