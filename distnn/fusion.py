@@ -38,6 +38,19 @@ class FusedForward(NamedTuple):
     numbers: tuple[Number, ...]
 
 
+class FusedRelu(NamedTuple):
+    """A function, an addition to its first result (or none) and relu, which the function does too.
+
+    What carries the function out has a method for it: `relu`, or `add_relu` with the other summand
+    as its last input.
+    """
+
+    steps: tuple[ForwardStep, ...]
+    method: str
+    other: int | None  # slot of the other summand
+    target: int  # slot of the last result
+
+
 class _Draft:
     """A chain in the making."""
 
@@ -76,8 +89,8 @@ def formula_of(setup: Setup) -> Formula | None:
 
 def fused_forward(
     plan: Plan, steps: Sequence[ForwardStep], gone: set[int]
-) -> list[ForwardStep | FusedForward]:
-    """The steps, chains in place of those that can be fused.
+) -> list[ForwardStep | FusedForward | FusedRelu]:
+    """The steps, with fused ones in place of those that can be.
 
     Args:
         gone: slots that are cleared before the forward ends.
@@ -88,14 +101,67 @@ def fused_forward(
     for k, call in enumerate(plan.calls):
         for slot in call.sources:
             readers.setdefault(slot, set()).add(k)
-    found: list[ForwardStep | FusedForward] = []
+    found: list[ForwardStep | FusedForward | FusedRelu] = []
     group: list[ForwardStep] = []
-    for step in steps:
+    joined = 0  # steps that the last function does too
+    for number, step in enumerate(steps):
+        if joined:
+            joined -= 1
+            continue
+        fused = _with_relu(plan, steps, number, gone, readers)
+        if fused is not None:
+            found += [*(_forward_chain(plan, group, gone, readers) if group else []), fused]
+            group, joined = [], len(fused.steps) - 1
+            continue
         if group and not _joins(plan, group, step):
             found += _forward_chain(plan, group, gone, readers)
             group = []
         group.append(step)
     return found + (_forward_chain(plan, group, gone, readers) if group else [])
+
+
+def _with_relu(
+    plan: Plan,
+    steps: Sequence[ForwardStep],
+    number: int,
+    gone: set[int],
+    readers: dict[int, set[int]],
+) -> FusedRelu | None:
+    """The step and what follows, where the function can do that too."""
+    step = steps[number]
+    call = plan.calls[step.node]
+    target, other = call.targets[0], None
+    method = "relu"
+    used = [step]
+    for after in steps[number + 1 : number + 3]:
+        follower = plan.calls[after.node]
+        setup = follower.setup
+        if (
+            formula_of(setup) is None
+            or target not in gone
+            or readers.get(target) != {after.node}
+            or setup.results[0] != call.setup.results[0]
+        ):
+            return None
+        used.append(after)
+        if setup.function.name == "relu":
+            if not hasattr(call.setup.implementation, method):
+                return None
+            return FusedRelu(tuple(used), method, other, follower.targets[0])
+        summands = [slot for slot in follower.sources if slot != target]
+        # A sum in half precision is rounded before relu, which the function does not do. And the
+        # other summand has to be there already.
+        if (
+            setup.function.name != "add2"
+            or other is not None
+            or len(summands) != 1
+            or setup.input_shapes[0] != setup.input_shapes[1]
+            or setup.results[0].dtype.char not in "fd"
+            or plan.producer.get(summands[0], -1) > step.node
+        ):
+            return None
+        method, other, target = "add_relu", summands[0], follower.targets[0]
+    return None
 
 
 def _joins(plan: Plan, group: Sequence[ForwardStep], step: ForwardStep) -> bool:

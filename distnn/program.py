@@ -21,10 +21,17 @@ from .derivative import sum_to_shape
 from .evaluation import read_indices, store
 from .formula_chain import Chain
 from .function import Binding, Kind, Setup
-from .fusion import FusedBackward, FusedForward, Number, fused_backward, fused_forward
+from .fusion import (
+    FusedBackward,
+    FusedForward,
+    FusedRelu,
+    Number,
+    fused_backward,
+    fused_forward,
+)
 from .memory import owns_memory
 from .ndarray import Storage
-from .plan import BackwardStep, Call, Contribution, Plan
+from .plan import BackwardStep, Contribution, ForwardStep, Plan
 
 _BYTES = np.dtype(np.uint8)
 
@@ -101,13 +108,18 @@ def forward_program(
     for step in fused_forward(plan, steps, gone):
         if isinstance(step, FusedForward):
             _forward_chain(text, plan, step, gone)
-            clears = [slot for member in step.steps for slot in member.clears]
+            members = step.steps
         else:
-            call = plan.calls[step.node]
+            joined = step if isinstance(step, FusedRelu) else None
+            members = step.steps if isinstance(step, FusedRelu) else (step,)
+            call = plan.calls[members[0].node]
             saved = call.setup.saved_positions(call.need)
-            _forward_step(text, plan, step.node, call, step.inplace, gone, extra, saved)
+            _forward_step(text, plan, members[0], joined, gone, extra, saved)
             extra += len(saved)
-            clears = list(step.clears)
+            for member in members:
+                if True in plan.calls[member.node].need:
+                    text.add(f"nodes[{member.node}].keep(kept[{member.node}])")
+        clears = [slot for member in members for slot in member.clears]
         text.add(*[f"v{slot} = None" for slot in clears if slot not in plan.leaves])
     return text.function("nodes, data, storages, kept")
 
@@ -148,15 +160,24 @@ def _chain(
 def _forward_step(
     text: _Text,
     plan: Plan,
-    k: int,
-    call: Call,
-    inplace: int | None,
+    step: ForwardStep,
+    joined: FusedRelu | None,
     gone: set[int],
     extra: int,
     saved: Sequence[int],
 ) -> None:
+    """One function; `joined` is what it does beyond."""
+    k, inplace = step.node, step.inplace
+    call = plan.calls[k]
     setup = call.setup
+    targets = list(call.targets)
     inputs = [_input(text, plan, setup, p, slot) for p, slot in enumerate(call.sources)]
+    if joined is not None:
+        targets[0] = joined.target
+        if joined.other is not None:
+            adding = plan.calls[joined.steps[1].node]
+            position = adding.sources.index(joined.other)
+            inputs.append(_input(text, plan, adding.setup, position, joined.other))
     if setup.function.alias:
         target = call.targets[0]
         if target in gone and call.sources[0] not in plan.leaves:
@@ -166,13 +187,13 @@ def _forward_step(
             dtype = text.name("dtype", setup.results[0].dtype)
             text.add(f"nodes[{k}].execute()", f"v{target} = data[{target}].read({dtype}, backend)")
         return
-    n_outputs = len(call.targets)
+    n_outputs = len(targets)
     takes_out = setup.declaration.takes_out
     values = ", ".join(inputs)
     places: list[str | None] = []  # where the storage of each result is; None for a new one
     for i, spec in enumerate(setup.results):
         if i < n_outputs:
-            slot = call.targets[i]
+            slot = targets[i]
             places.append(None if slot in gone else f"storages[{slot}]")
         else:
             position = len(call.sources) + i
@@ -194,7 +215,8 @@ def _forward_step(
     outs = [f"o{i}" for i in range(len(setup.results))]
     if takes_out:
         options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
-    forward = text.name("forward", setup.implementation.forward)
+    method = "forward" if joined is None else joined.method
+    forward = text.name(method, getattr(setup.implementation, method))
     text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
     several = len(outs) + len(setup.declaration.updates) > 1
     for i, (out, spec) in enumerate(zip(outs, setup.results, strict=True)):
@@ -213,13 +235,11 @@ def _forward_step(
         else:
             text.add(*stored)
         if i < n_outputs:
-            text.add(f"v{call.targets[i]} = {out}")
+            text.add(f"v{targets[i]} = {out}")
         text.add(f"{out} = None")
     if setup.declaration.updates:
         text.add(f"nodes[{k}].commit(r[{len(outs)}:])")
     text.add("r = s = None")
-    if True in call.need:
-        text.add(f"nodes[{k}].keep(kept[{k}])")
 
 
 def _input(text: _Text, plan: Plan, setup: Setup, position: int, slot: int) -> str:

@@ -8,6 +8,7 @@ import pytest
 import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
+from distnn import fusion, program
 from distnn.backend import cpu_backend
 from distnn.context import Context, context_scope, current_backend
 from distnn.formula import Formula
@@ -165,6 +166,47 @@ def test_a_network_with_chains_and_batch_normalization_trains_as_the_walk_does()
     assert found[0] == expected[0]
     for a, b in zip(found[1], expected[1], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("type_config", ["float", "half"])
+@pytest.mark.parametrize("flags", [{"clear_no_need_grad": True}, {"clear_buffer": True}])
+def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatch):
+    fused = []
+    find = program.fused_forward
+    monkeypatch.setattr(program, "fused_forward", lambda *a: fused.append(find(*a)) or fused[-1])
+    present = nn.get_current_context()
+    name = present.backend[0].partition(":")[0]
+
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x = nn.Variable((6, 4, 3, 5), need_grad=True)
+        x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
+        a = F.relu(PF.batch_normalization(x, name="a"))
+        b = F.relu(PF.batch_normalization(a * 2.0, name="b") + a)
+        c = F.relu(PF.batch_normalization(b, name="c"))
+        d = F.relu(PF.affine(c, 7, name="d"))
+        kept = PF.affine(d, 7, name="e").apply(persistent=True)  # not joined: somebody reads it
+        loss = F.mean(F.relu(kept) + F.relu(PF.affine(d, 7, name="f")))
+        return [x], [a, b, c, d, kept], loss
+
+    with context_scope(Context([f"{name}:{type_config}"], present.array_class)):
+        expected = bits(*network(), True, flags)
+        statistics = [p.d.copy() for p in nn.get_parameters(grad_only=False).values()]
+        found = bits(*network(), False, flags)
+    for p, expected_value in zip(
+        nn.get_parameters(grad_only=False).values(), statistics, strict=True
+    ):
+        np.testing.assert_array_equal(p.d, expected_value)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    methods = [step.method for step in fused[0] if isinstance(step, fusion.FusedRelu)]
+    if name == "cpu":
+        assert not methods
+    else:
+        middle = ["add_relu"] if type_config == "float" else []
+        assert methods == ["relu", *middle, "relu", "relu", "relu"]
 
 
 @pytest.mark.parametrize("size", [7, 100_000])

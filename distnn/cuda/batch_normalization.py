@@ -203,6 +203,30 @@ class BatchNormalization(Twin):
             self.function, x, beta, gamma, *statistics, None, False, decay_rate, eps, out
         )
 
+    def relu(
+        self, xp: Any, x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, **options: Any
+    ) -> Any:
+        """`forward` and relu of its y, with the same bits; for plans that join the two."""
+        return self.add_relu(xp, x, beta, gamma, mean, variance, None, **options)
+
+    def add_relu(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        z: Any,
+        *,
+        decay_rate: float,
+        eps: float,
+        out: Any = None,
+    ) -> Any:
+        """`forward` and relu of y + z, with the same bits except in half precision."""
+        statistics = (mean, variance)
+        return forward(self.function, x, beta, gamma, *statistics, z, True, decay_rate, eps, out)
+
     def backward(
         self,
         xp: Any,
