@@ -162,6 +162,11 @@ class Plan:
             self._texts[key] = make()
         return self._texts[key]
 
+    @property
+    def has_program(self) -> bool:
+        """Whether program.py has made something of it."""
+        return any(self._texts.values())
+
     def is_used_again(self) -> bool:
         """False the first time: a structure that comes once is not worth a program."""
         used, self._used = self._used, True
@@ -331,6 +336,17 @@ class _Cache:
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
+
+    def stats(self) -> dict[str, int]:
+        """See profiler.plan_stats."""
+        with self._lock:
+            programs = sum(plan.has_program for plan in self._plans.values())
+            return {
+                "plans": len(self._plans),
+                "hits": self.hits,
+                "misses": self.misses,
+                "programs": programs,
+            }
 
     def plan(self, graph: Graph) -> Plan:
         if not graph.shared:

@@ -331,3 +331,25 @@ def test_dynamic_graphs_of_a_known_structure_run_backward_by_its_program():
     expected = step(walking)
     for _ in range(3):
         np.testing.assert_array_equal(step(running), expected)
+
+
+def test_plan_stats_count_plans_and_programs():
+    def step(width):
+        x = nn.Variable.from_numpy_array(np.ones((2, width), np.float32))
+        x.need_grad = True
+        with nn.auto_forward():
+            loss = F.sum(F.tanh(x) * 0.25)
+        loss.backward(clear_buffer=True)
+
+    step(3)
+    before = nn.profiler.plan_stats()
+    for _ in range(3):
+        step(3)
+    step(61)
+    after = nn.profiler.plan_stats()
+    assert {k: after[k] - before[k] for k in after} == {
+        "plans": 1,
+        "hits": 3,
+        "misses": 1,
+        "programs": 1,
+    }
