@@ -243,17 +243,30 @@ class FusedBackward(NamedTuple):
     numbers: tuple[Number, ...]
 
 
-def fused_backward(plan: Plan, steps: Sequence[BackwardStep]) -> list[BackwardStep | FusedBackward]:
-    """The steps, chains in place of those that can be fused."""
+class FusedReluBackward(NamedTuple):
+    """Backward of relu, and of the function before it, whose `relu_backward` does both."""
+
+    steps: tuple[BackwardStep, BackwardStep]
+    result: int  # position of relu's result in what its node has kept
+
+
+def fused_backward(
+    plan: Plan, steps: Sequence[BackwardStep]
+) -> list[BackwardStep | FusedBackward | FusedReluBackward]:
+    """The steps, with fused ones in place of those that can be."""
     if not plan.calls[0].setup.backend.chains_formulas:
         return list(steps)
     additions: dict[int, int] = {}  # slot -> number of contributions to its gradient
     for step in steps:
         for c in step.contributions:
             additions[c.slot] = additions.get(c.slot, 0) + 1
-    found: list[BackwardStep | FusedBackward] = []
+    found: list[BackwardStep | FusedBackward | FusedReluBackward] = []
     group: list[BackwardStep] = []
     for step in steps:
+        if len(group) == 1 and _is_of_relu(plan, group[0], step, additions):
+            found.append(FusedReluBackward((group[0], step), 1))
+            group = []
+            continue
         if group and not _follows(plan, group, step, additions):
             found += _backward_chain(plan, group)
             group = []
@@ -292,9 +305,26 @@ def _follows(
     )
 
 
+def _is_of_relu(
+    plan: Plan, relu: BackwardStep, step: BackwardStep, additions: dict[int, int]
+) -> bool:
+    """Whether `relu` is that, and hands its gradient to a function that does both."""
+    call, before = plan.calls[relu.node], plan.calls[step.node]
+    slot = call.sources[0]
+    return (
+        call.setup.function.name == "relu"
+        and _rules(plan, relu) is not None
+        and hasattr(before.setup.implementation, "relu_backward")
+        and before.setup.reads(step.need).fast
+        and slot == step.targets[0] == before.targets[0]
+        and additions[slot] == 1
+        and not relu.contributions[0].leaf
+    )
+
+
 def _backward_chain(
     plan: Plan, group: Sequence[BackwardStep]
-) -> list[BackwardStep | FusedBackward]:
+) -> list[BackwardStep | FusedBackward | FusedReluBackward]:
     if len(group) == 1:
         return list(group)
     draft = _Draft()

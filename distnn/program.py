@@ -25,6 +25,7 @@ from .fusion import (
     FusedBackward,
     FusedForward,
     FusedRelu,
+    FusedReluBackward,
     Number,
     fused_backward,
     fused_forward,
@@ -291,10 +292,15 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     added = {root}
     number = 0
     for step in fused_backward(plan, steps):
-        members = step.steps if isinstance(step, FusedBackward) else (step,)
+        members: tuple[BackwardStep, ...]
         if isinstance(step, FusedBackward):
+            members = step.steps
             _backward_chain(text, plan, step, added)
+        elif isinstance(step, FusedReluBackward):
+            members = step.steps
+            _backward_step(text, plan, step.steps[1], added, step)
         else:
+            members = (step,)
             _backward_step(text, plan, step, added)
         for member in members:
             text.add(f"nodes[{member.node}].release()")
@@ -306,15 +312,25 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     return text.function("nodes, grads, seed, own, ready, clear, memory, add_to_leaf")
 
 
-def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int]) -> None:
+def _backward_step(
+    text: _Text,
+    plan: Plan,
+    step: BackwardStep,
+    added: set[int],
+    joined: FusedReluBackward | None = None,
+) -> None:
+    """One function; `joined` is relu after it, whose gradient it takes."""
     call = plan.calls[step.node]
+    targets = step.targets
+    if joined is not None:
+        targets = (joined.steps[0].targets[0], *targets[1:])
     setup = call.setup
     reads = setup.reads(step.need)
     text.add(f"a = nodes[{step.node}].kept_arrays()")
     shapes = [text.name("shape", shape) for shape in setup.input_shapes]
     dtype = text.name("dtype", setup.backend.dtype)
     if reads.fast:
-        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in step.targets]
+        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in targets]
         outs = ["None"] * len(setup.input_shapes)
         for c in step.contributions:
             outs[c.source] = f"o{c.source}"
@@ -330,7 +346,12 @@ def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int])
         options.append(
             f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))"
         )
-        backward = text.name("backward", setup.implementation.backward)
+        method = "backward"
+        if joined is not None:
+            method = "relu_backward"
+            node = joined.steps[0].node
+            options.append(f"y=nodes[{node}].kept_arrays()[{joined.result}]")
+        backward = text.name(method, getattr(setup.implementation, method))
         text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
     else:
         outer = []
@@ -356,7 +377,7 @@ def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int])
             others = ", ".join([*outer, "*a.values()"])
             own = f"owns_memory({out}) and not any({out} is x for x in ({others}))"
         _deliver(text, c, out, own, added)
-    gone = [f"g{slot}" for slot in step.targets if slot >= 0]
+    gone = [f"g{slot}" for slot in targets if slot >= 0]
     text.add(" = ".join([*gone, *{f"o{c.source}" for c in step.contributions}, "a", "None"]))
 
 

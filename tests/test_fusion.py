@@ -174,6 +174,11 @@ def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatc
     fused = []
     find = program.fused_forward
     monkeypatch.setattr(program, "fused_forward", lambda *a: fused.append(find(*a)) or fused[-1])
+    returned = []
+    find_back = program.fused_backward
+    monkeypatch.setattr(
+        program, "fused_backward", lambda *a: returned.append(find_back(*a)) or returned[-1]
+    )
     present = nn.get_current_context()
     name = present.backend[0].partition(":")[0]
 
@@ -186,9 +191,9 @@ def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatc
         b = F.relu(PF.batch_normalization(a * 2.0, name="b") + a)
         c = F.relu(PF.batch_normalization(b, name="c"))
         d = F.relu(PF.affine(c, 7, name="d"))
-        kept = PF.affine(d, 7, name="e").apply(persistent=True)  # not joined: somebody reads it
-        loss = F.mean(F.relu(kept) + F.relu(PF.affine(d, 7, name="f")))
-        return [x], [a, b, c, d, kept], loss
+        e = PF.affine(d, 7, name="e")  # not joined: somebody else reads it
+        loss = F.mean(F.relu(e) + F.relu(PF.affine(d, 7, name="f")) + e)
+        return [x], [a, b, c, d, e], loss
 
     with context_scope(Context([f"{name}:{type_config}"], present.array_class)):
         expected = bits(*network(), True, flags)
@@ -202,9 +207,13 @@ def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatc
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     methods = [step.method for step in fused[0] if isinstance(step, fusion.FusedRelu)]
+    joined = [s for found in returned for s in found if isinstance(s, fusion.FusedReluBackward)]
     if name == "cpu":
         assert not methods
+        assert not joined
     else:
+        # Of a and of c; between b and its normalization stands a sum.
+        assert len(joined) == 2 * ("clear_no_need_grad" in flags)
         middle = ["add_relu"] if type_config == "float" else []
         assert methods == ["relu", *middle, "relu", "relu", "relu"]
 

@@ -161,7 +161,7 @@ def backward(
     out: Any,
 ) -> None:
     """What both twins with batch statistics do; y, where relu follows, lets dy through."""
-    need_z = y is not None and need.z
+    need_z = y is not None and getattr(need, "z", False)
     layout = Layout(function, x.shape)
     dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
     x = layout.turned(x)
@@ -241,8 +241,29 @@ class BatchNormalization(Twin):
         *,
         out: Any,
     ) -> None:
+        self.relu_backward(
+            xp, need, dy, dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation,
+            y=None, out=out,
+        )  # fmt: skip
+
+    def relu_backward(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        centre: Any,
+        inverse_deviation: Any,
+        *,
+        y: Any,
+        out: Any,
+    ) -> None:
+        """`backward` of what relu, with the result y, lets through of dy, with the same bits."""
         outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, None, centre, inverse_deviation, out)
+        backward(self.function, need, *outer, x, gamma, y, centre, inverse_deviation, out)
 
 
 class FusedBatchNormalization(Twin):
