@@ -275,7 +275,13 @@ def _check_context(function: str, ctx: object) -> None:
 
 @contextmanager
 def auto_forward(auto: bool = True, defer: bool = True) -> Iterator[None]:
-    """Compute each function when it is called: a dynamic graph, rebuilt every iteration.
+    """Compute as functions are called: a dynamic graph, rebuilt every iteration.
+
+    Args:
+        auto: False switches to static graphs inside the block.
+        defer: calls wait until somebody looks at a value, and then run as one program if such a
+            sequence of calls was seen before (docs/static_and_dynamic.md). False: each function
+            computes when it is called. The values are the same to the bit.
 
     >>> import numpy as np, distnn as nn, distnn.functions as F
     >>> with nn.auto_forward():
