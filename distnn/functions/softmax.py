@@ -19,6 +19,7 @@ class Softmax(Function):
     axis: int
 
     cuda = "softmax.Softmax"
+    cpu = "softmax.Softmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -46,6 +47,7 @@ class LogSoftmax(Function):
     axis: int
 
     cuda = "softmax.LogSoftmax"
+    cpu = "softmax.LogSoftmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -116,6 +118,7 @@ class SoftmaxCrossEntropy(Function):
     indices = ("target",)
     saved = ("peak", "total")
     cuda = "softmax.SoftmaxCrossEntropy"
+    cpu = "softmax.SoftmaxCrossEntropy"
 
     def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec, Spec]:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
