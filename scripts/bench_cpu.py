@@ -148,6 +148,13 @@ ROWS: dict[str, Row | Update] = {
         *with_channels(32, 64, 56, 56),
         (32, 64, 56, 56),
     ),
+    "layer_normalization": Row(
+        F.layer_normalization,
+        lambda torch, x, b, g: torch.nn.functional.layer_norm(x, x.shape[1:], g[0], b[0]),
+        (2048, 1024),
+        (1, 1024),
+        (1, 1024),
+    ),
     "relu": Row(F.relu, lambda torch, x: torch.relu(x), MAPS),
     "sigmoid": Row(F.sigmoid, lambda torch, x: torch.sigmoid(x), MAPS),
     "tanh": Row(F.tanh, lambda torch, x: torch.tanh(x), MAPS),
