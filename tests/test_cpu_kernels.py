@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -40,6 +41,17 @@ def test_every_twin_has_the_signatures_of_its_function():
             assert hasattr(twin, "backward") == hasattr(function, "backward"), function
             if hasattr(twin, "backward"):
                 assert parameters(twin.backward) == parameters(function.backward), function
+
+
+def test_only_the_cpu_folder_imports_numba():
+    root = pathlib.Path(nn.__file__).parent
+    starts = ("import numba", "from numba", "from llvmlite", "import llvmlite")
+    importers = {
+        path.relative_to(root).parts[0]
+        for path in root.rglob("*.py")
+        if any(line.strip().startswith(starts) for line in path.read_text().splitlines())
+    }
+    assert importers == {"cpu"}
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -196,6 +208,28 @@ def test_where_nothing_can_be_written_each_process_compiles(tmp_path):
 def test_a_folder_without_leave_to_write_is_no_error(tmp_path):
     tmp_path.chmod(0o500)
     assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) >= KERNELS
+
+
+def test_a_disk_that_takes_nothing_any_more_is_no_error(tmp_path):
+    """The folder is there when kernels are made, and gone when they are to be kept."""
+    code = (
+        "import shutil, distnn.cpu.compiler as c; folder = c.cache_folder(); shutil.rmtree(folder)"
+    )
+    code += "; folder.touch()" + TRAIN
+    done = run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled(done) >= KERNELS
+    assert "kept" in done.stdout
+
+
+def test_what_cannot_be_saved_is_told_and_forgotten(caplog):
+    from distnn.cpu.compiler import _tolerant
+
+    def save(*arguments):
+        raise OSError("no space left on device")
+
+    with caplog.at_level(logging.INFO, "distnn"):
+        _tolerant(save)("signature", "code")
+    assert "no space left on device" in caplog.text
 
 
 def test_processes_that_start_together_share_the_folder(tmp_path):

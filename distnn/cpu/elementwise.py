@@ -1,7 +1,7 @@
 """Formulas and solvers' rules as compiled loops: one pass over the arrays, nothing between them.
 
 A loop is written from the formula's syntax tree, as NumPy's and CUDA's kernels are. It rounds each
-operation as NumPy does; exp, tanh and sigmoid are those of mathematics.py. What a loop cannot do,
+operation as NumPy does; exp and its like are those of mathematics.py. What a loop cannot do,
 or NumPy does as fast, is left to NumPy: `run` and `evaluate` say whether they did it.
 """
 
@@ -53,9 +53,9 @@ _TEXTS = {
     "isinf": "T(1) if abs({0}) > T({largest}) else T(0)",
     "literal": "T({0})",
 }
-_OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "tanh", "sigmoid")}
+_OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "expm1", "log", "log1p", "tanh", "sigmoid")}
 # Operations that NumPy does in one pass over memory, as fast as a loop of ours.
-_ONE_PASS = {*_TEXTS, "tanh", "exp"} - {"where"}
+_ONE_PASS = {*_TEXTS, *_OF_FLOAT32} - {"where", "sigmoid"}
 
 # Elements from which on a loop goes to several threads, and of a part.
 _PARALLEL = 262_144
@@ -175,21 +175,28 @@ def _loop(
 
 
 def _compiled(name: str, source: str, dtype: type) -> Any:
-    """The kernel of a source; where kernels are kept it lies there too, as Numba wants it."""
+    """The kernel of a source."""
     text = f"# T is {dtype.__name__}\n{source}"
-    folder = cache_folder()
-    path = "<formula>"
-    if folder is not None:
-        file = folder / f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
-        path = str(file)
-        if not file.exists():
-            # Processes that start together write the same; none may read half of it.
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as written_first:
-                written_first.write(text)
-            os.replace(written_first.name, file)
     scope: dict[str, Any] = {
         "__name__": __name__, "T": dtype, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
         **{name: getattr(mathematics, name) for name in _OF_FLOAT32},
     }  # fmt: skip
-    exec(compile(text, path, "exec"), scope)
+    exec(compile(text, _kept(name, text), "exec"), scope)
     return kernel(scope[name])
+
+
+def _kept(name: str, text: str) -> str:
+    """The file of a source: Numba keeps what is compiled of files only."""
+    folder = cache_folder()
+    if folder is None:
+        return "<formula>"
+    file = folder / f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    try:
+        if not file.exists():
+            # Processes that start together write the same; none may read half of it.
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as whole:
+                whole.write(text)
+            os.replace(whole.name, file)
+    except OSError:
+        return "<formula>"
+    return str(file)

@@ -35,6 +35,7 @@ class TensorNormalization(Function):
     outputs = ("y", "mean", "variance")
     saved = ("centre", "inverse_deviation")  # float32 in half precision
     cuda = "tensor_normalization.TensorNormalization"
+    cpu = "tensor_normalization.TensorNormalization"
 
     @property
     def name(self) -> str:
