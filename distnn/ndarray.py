@@ -85,6 +85,8 @@ class Storage:
             array = self.array
             own = _OF_STORAGE + (self.home is not None and array is self.home.array)
             self.exported = array is not None and sys.getrefcount(array) > own
+        if self.host is not None:
+            self._take_from_host()
         return self.exported or self.host is not None
 
     def materialize(self) -> Any:

@@ -15,7 +15,7 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
-from distnn.context import World, world_scope
+from distnn.context import World, current_backend, world_scope
 from distnn.errors import ClearedError, LabelError, ShapeError
 
 
@@ -28,8 +28,10 @@ def leaf(values, need_grad=True):
 @pytest.fixture
 def executions(monkeypatch):
     """Names of functions, as they are computed one by one."""
+    from distnn import record
     from distnn.graph import Node
 
+    record._structures.clear()  # what was seen before runs as a program
     found = []
     execute = Node.execute
     monkeypatch.setattr(
@@ -218,8 +220,9 @@ def test_errors_of_shape_are_raised_by_the_call_and_of_values_when_they_can_be()
     with nn.auto_forward(defer=True):
         with pytest.raises(ShapeError):
             F.add2(x, leaf(np.zeros((3, 2))))
-        with pytest.raises(LabelError):
-            F.softmax_cross_entropy(x * 2.0, t)
+        if current_backend().name == "cpu":  # a GPU's errors come to light at the next read
+            with pytest.raises(LabelError):
+                F.softmax_cross_entropy(x * 2.0, t)
 
 
 def test_after_an_error_what_waited_says_so():
