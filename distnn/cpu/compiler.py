@@ -41,9 +41,7 @@ def kernel(function: Callable[..., Any], **options: Any) -> Any:
         try:
             compiled.enable_caching()
             if not str(compiled.stats.cache_path).startswith(str(folder)):
-                compiled._cache = (
-                    NullCache()
-                )  # elsewhere there may be what was compiled of old code
+                compiled._cache = NullCache()  # elsewhere it may be of old sources
             compiled._cache.save_overload = _tolerant(compiled._cache.save_overload)
         except (RuntimeError, OSError) as error:
             logger.info("kernel %s is not kept on disk: %s", function.__name__, error)
