@@ -38,14 +38,22 @@ class _Windows:
         )  # fmt: skip
         self.rows, self.columns = (_windows_along(*axis, including_pad) for axis in axes)
         self.width = np.uint64(axes[1][2])  # of a window
+        # Small windows side by side without padding have kernels made for their lengths.
+        beside = all(k == s <= 4 and p == 0 and n == r * k for n, r, k, s, p in axes)
+        self.tiles = (axes[0][2], axes[1][2]) if beside else None
 
     def run(
         self, body: Any, of_elements: np.ndarray, *of_results: np.ndarray, **numbers: Any
     ) -> None:
         """body(elements, *results, rows, columns, *numbers) on parts of the planes."""
+        self.map(body, of_elements, *of_results, fixed=(self.rows, self.columns, *numbers.values()))
+
+    def map(
+        self, body: Any, of_elements: np.ndarray, *of_results: np.ndarray, fixed: tuple
+    ) -> None:
+        """body(elements, *results, *fixed) on parts of the planes."""
         elements = of_elements.reshape(self.elements)
         results = [a.reshape(self.results) for a in of_results]
-        fixed = (self.rows, self.columns, *numbers.values())
         grain = max(1, _PART // max(1, math.prod(self.elements[1:])))
 
         def work(i: int, j: int) -> None:
@@ -81,20 +89,33 @@ def _windows(function: Any, shape: tuple[int, ...], including_pad: bool) -> _Win
     return _Windows(function, shape, including_pad)
 
 
-class LinearPooling(_Pooling):
+class _Linear(_Pooling):
+    def linear(
+        self, direction: int, windows: _Windows, elements: np.ndarray, results: np.ndarray
+    ) -> None:
+        """Add up elements (direction 0), or share out results (1)."""
+        average = self.function.average
+        if windows.tiles is None:
+            windows.run((_add_up, _share_out)[direction], elements, results, average=average)
+        else:
+            divisor = elements.dtype.type(math.prod(windows.tiles) if average else 1)
+            windows.map(_of_tiles(*windows.tiles)[direction], elements, results, fixed=(divisor,))
+
+
+class LinearPooling(_Linear):
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         y = xp.empty(self.function.result_shape(x.shape), x.dtype) if out is None else out
         windows = self.windows(x.shape)
-        windows.run(_add_up, np.ascontiguousarray(x), y, average=self.function.average)
+        self.linear(0, windows, np.ascontiguousarray(x), y)
         return y
 
 
-class LinearUnpooling(_Pooling):
+class LinearUnpooling(_Linear):
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         shape = self.function.x_shape
         y = xp.empty(shape, x.dtype) if out is None else out
         windows = self.windows(shape)
-        windows.run(_share_out, y, np.ascontiguousarray(x), average=self.function.average)
+        self.linear(1, windows, y, np.ascontiguousarray(x))
         return y
 
 
@@ -146,6 +167,34 @@ def _share_out(x, y, rows, columns, average):
                 for h in range(rows[0, r], rows[1, r]):
                     for w in range(columns[0, c], columns[1, c]):
                         x[p, h, w] += value
+
+
+@functools.cache
+def _of_tiles(height: int, width: int) -> tuple[Any, Any]:
+    """The two above for windows of these lengths side by side, which become vector code."""
+
+    @kernel
+    def add_up(x, y, divisor):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    total = x.dtype.type(0)
+                    for h in range(height):
+                        for w in range(width):
+                            total += x[p, r * height + h, c * width + w]
+                    y[p, r, c] = total / divisor
+
+    @kernel
+    def share_out(x, y, divisor):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    value = y[p, r, c] / divisor
+                    for h in range(height):
+                        for w in range(width):
+                            x[p, r * height + h, c * width + w] = value
+
+    return add_up, share_out
 
 
 @kernel
