@@ -13,12 +13,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .context import current_backend, get_auto_forward, is_recording
+from .context import (
+    compute_recorded,
+    current_backend,
+    get_auto_forward,
+    is_deferring,
+    is_recording,
+)
 from .errors import ArgumentError, DtypeError, GraphError
 from .function import Function, prepare
 from .graph import Node, Value, needs
-from .hooks import function_hooks
+from .hooks import NO_HOOKS, function_hooks
 from .ndarray import NdArray, Storage
+from .record import current_record
 from .variable import Variable
 
 _NO_HOOKS = (None, None)
@@ -68,7 +75,14 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
     recording = is_recording()
     need = needs(setup, sources) if recording else (False,) * len(sources)
     if get_auto_forward():
-        return _computed(Node(setup, sources, operands, True, need), recording, arrays=False)
+        node = Node(setup, sources, operands, True, need)
+        if is_deferring() and function_hooks(_NO_HOOKS) is NO_HOOKS:
+            record = current_record()
+            if record.takes(setup, sources):
+                results = record.add(node, recording)
+                return results[0] if len(results) == 1 else tuple(results)
+        compute_recorded()
+        return _computed(node, recording, arrays=False)
     node = Node(setup, sources, operands, False, need)
     outputs = []
     for i, spec in enumerate(setup.results[: setup.n_outputs]):

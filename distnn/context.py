@@ -28,6 +28,13 @@ PRECISIONS = ("highest", "tf32", "bf16", "fp16")
 DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank
 
 
+def compute_recorded() -> None:
+    """Compute the calls of this World that wait until somebody looks; see record.py."""
+    record = _world.get().record
+    if record is not None:
+        record.flush()
+
+
 class World:
     """Parameters, random state, default context and communicator of one trainer."""
 
@@ -43,6 +50,7 @@ class World:
         self._parameter_generator: np.random.RandomState | None = None
         self.seed = DEFAULT_SEED
         self.draws = 0
+        self.record: Any = None  # record.Record: calls that wait until somebody looks
         # Static calls of random functions with a seed of their own: they count their draws.
         self.seeded: weakref.WeakSet[Any] = weakref.WeakSet()
         self.virtual_worker: int | None = None  # inside a loop over virtual workers
@@ -195,6 +203,7 @@ _DEFAULT_WORLD = World()
 _world: ContextVar[World] = ContextVar("distnn_world", default=_DEFAULT_WORLD)
 _context: ContextVar[Context | None] = ContextVar("distnn_context", default=None)
 _auto_forward: ContextVar[bool] = ContextVar("distnn_auto_forward", default=False)
+_deferring: ContextVar[bool] = ContextVar("distnn_deferring", default=True)
 _recording: ContextVar[bool] = ContextVar("distnn_recording", default=True)
 
 current_world = _world.get
@@ -265,8 +274,14 @@ def _check_context(function: str, ctx: object) -> None:
 
 
 @contextmanager
-def auto_forward(auto: bool = True) -> Iterator[None]:
-    """Compute each function when it is called: a dynamic graph, rebuilt every iteration.
+def auto_forward(auto: bool = True, defer: bool = True) -> Iterator[None]:
+    """Compute as functions are called: a dynamic graph, rebuilt every iteration.
+
+    Args:
+        auto: False switches to static graphs inside the block.
+        defer: calls wait until somebody looks at a value, and then run as one program if such a
+            sequence of calls was seen before (docs/static_and_dynamic.md). False: each function
+            computes when it is called. The values are the same to the bit.
 
     >>> import numpy as np, distnn as nn, distnn.functions as F
     >>> with nn.auto_forward():
@@ -275,9 +290,11 @@ def auto_forward(auto: bool = True) -> Iterator[None]:
     array([0., 2.], dtype=float32)
     """
     token = _auto_forward.set(bool(auto))
+    deferring = _deferring.set(bool(defer))
     try:
         yield
     finally:
+        _deferring.reset(deferring)
         _auto_forward.reset(token)
 
 
@@ -287,6 +304,7 @@ def set_auto_forward(auto: bool) -> None:
 
 
 get_auto_forward = _auto_forward.get
+is_deferring = _deferring.get
 
 
 @contextmanager

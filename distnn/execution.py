@@ -14,6 +14,7 @@ import numpy as np
 
 from . import transfer
 from .backend import Backend
+from .context import compute_recorded
 from .derivative import bind, gradients_by_rules
 from .errors import GraphError
 from .graph import Hook, Node, Value, version
@@ -46,6 +47,7 @@ def forward(
     roots: Sequence[Value], clear_buffer: bool, clear_no_need_grad: bool, hooks: Hooks
 ) -> None:
     """Compute the roots; see Variable.forward."""
+    compute_recorded()
     _execution(roots).forward(clear_buffer, clear_no_need_grad, hooks)
 
 
@@ -81,6 +83,7 @@ def backward(
     hooks: Hooks,
 ) -> None:
     """Add the gradients of the leaves; see Variable.backward."""
+    compute_recorded()
     if root.parent is None:
         raise GraphError(
             "[Variable.backward] this Variable is a leaf: no function computes it; call "

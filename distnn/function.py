@@ -147,6 +147,7 @@ class Function:
         formula: of the output, where the function is one of its inputs and operands.
         random: forward takes `random`, a source of random numbers for this call; an attribute
             `seed` of 0 or more gives it numbers of its own.
+        waits: in a dynamic graph a call may be computed later, when somebody looks.
         protects: buffers of its inputs are not cleared.
         cuda: "module.Class" in distnn.cuda that carries the function out on a GPU; where there is
             none its own text runs on CuPy arrays.
@@ -164,6 +165,7 @@ class Function:
     protects: ClassVar[bool] = False
     cuda: ClassVar[str] = ""
     formula: Any = None
+    waits: ClassVar[bool] = True
     cpu: ClassVar[str] = ""
 
     declaration: Declaration

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import functions as F
+from .context import compute_recorded
 from .derivative import gradients_by_rules
 from .errors import ArgumentError, GraphError, ShapeError
 from .function import Reads
@@ -64,6 +65,7 @@ def grad(
     for y, persistent in zip(outputs, keep, strict=True):
         if persistent:
             y.persistent = True
+    compute_recorded()
     graph = Graph([y._value for y in outputs])
     plan = Plan(graph)
     slots = [_slots(graph, x) for x in inputs]

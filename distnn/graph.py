@@ -103,6 +103,9 @@ class Value:
 
     @data.setter
     def data(self, data: NdArray) -> None:
+        present = self.present_data()
+        if present is not None and present._storage.record is not None:
+            present._storage.record.flush()
         self._data = data
         self._weak_data = None
         version.changed()
@@ -152,6 +155,7 @@ class Node:
 
     __slots__ = (
         "__weakref__",
+        "_ahead",
         "_draw",
         "_effects",
         "_kept",
@@ -185,6 +189,7 @@ class Node:
         self._kept: tuple[NdArray, ...] | None = None
         self._effects = 0  # of the kept arrays' storages, when they were kept
         self._draw: Draw | None = None
+        self._ahead: Draw | None = None
         if not eager and self.seed >= 0:
             current_world().seeded.add(self)
 
@@ -239,6 +244,10 @@ class Node:
     def live_output(self, index: int) -> Value | None:
         reference = self.targets[index]
         return None if reference is None else reference()
+
+    def live_outputs(self) -> list[Value]:
+        found = (self.live_output(i) for i in range(len(self.targets)))
+        return [value for value in found if value is not None]
 
     def kept_output(self, index: int) -> NdArray | None:
         position = len(self.sources) + index
@@ -307,7 +316,8 @@ class Node:
 
     def random(self) -> Any:
         """The random numbers of this execution."""
-        self._draw = self._next_draw()
+        self._draw = self._ahead or self._next_draw()
+        self._ahead = None
         return self.setup.backend.draw(self._draw)
 
     @property
@@ -428,8 +438,19 @@ class Node:
 
     def prepare(self) -> None:
         """Get ready for `keep`."""
-        self._positions = self.setup.reads(self.need).backward
+        reads = self.setup.reads(self.need)
+        self._positions = reads.either if self.eager else reads.backward
         self._kept = None
+
+    def keep_alias(self, result: NdArray) -> None:
+        """As after `execute` of a function whose output is its input's memory."""
+        if True in self.need:
+            self.prepare()
+            self._keep([None if v is None else v.data for v in self.sources] + [result])
+
+    def draw_ahead(self) -> None:
+        """Take the numbers of an execution that comes later."""
+        self._ahead = self._next_draw()
 
 
 class FunctionInfo:

@@ -9,7 +9,7 @@ _function_pre: dict[Any, Callable] = {}
 _function_post: dict[Any, Callable] = {}
 _solver_pre: dict[Any, Callable] = {}
 _solver_post: dict[Any, Callable] = {}
-_NONE: tuple[tuple[Callable, ...], tuple[Callable, ...]] = ((), ())
+NO_HOOKS: tuple[tuple[Callable, ...], tuple[Callable, ...]] = ((), ())
 
 
 def set_function_pre_hook(key: Any, function_pre_hook: Callable) -> None:
@@ -57,7 +57,7 @@ def function_hooks(
 ) -> tuple[tuple[Callable, ...], tuple[Callable, ...]]:
     """All hooks before and after a function, those of this call last."""
     if own == (None, None) and not _function_pre and not _function_post:
-        return _NONE
+        return NO_HOOKS
     pre, post = own
     return (
         (*_function_pre.values(), *((pre,) if pre else ())),
@@ -70,7 +70,7 @@ def solver_hooks(
 ) -> tuple[tuple[Callable, ...], tuple[Callable, ...]]:
     """All hooks before and after a solver's work, those of this call last."""
     if own == (None, None) and not _solver_pre and not _solver_post:
-        return _NONE
+        return NO_HOOKS
     pre, post = own
     return (
         (*_solver_pre.values(), *((pre,) if pre else ())),

@@ -30,6 +30,8 @@ NEVER_COMPUTED = "no function has computed it yet; call forward() on a result of
 # References to a storage's copy on the host where only the storage has it: its own, and the
 # argument of sys.getrefcount. A view outside holds another.
 _UNSHARED = 2
+# And to its array: its own, a local name, and the argument.
+_OF_STORAGE = 3
 
 
 class Storage:
@@ -46,6 +48,7 @@ class Storage:
         "home",
         "host",
         "pending",
+        "record",
         "shape",
         "size",
         "version",
@@ -69,9 +72,25 @@ class Storage:
         self.effects = 0  # how often one did
         self.home: Slot | None = None  # a parameter's place in its slab
         self._converted: tuple[int, Any] | None = None
+        self.record: Any = None  # record.Record of calls that wait and read or compute this
+
+    def settle(self) -> None:
+        """Let calls run that wait and read or compute this."""
+        if self.record is not None:
+            self.record.flush()
+
+    def is_written_outside(self) -> bool:
+        """Whether somebody outside may write to the memory: whether an array is still held."""
+        if self.exported:
+            array = self.array
+            own = _OF_STORAGE + (self.home is not None and array is self.home.array)
+            self.exported = array is not None and sys.getrefcount(array) > own
+        return self.exported or self.host is not None
 
     def materialize(self) -> Any:
         """The array, with pending values written; raises ClearedError if there is none."""
+        if self.record is not None:
+            self.record.flush()
         array = self.array
         if array is None:
             if self.pending is None:
@@ -96,6 +115,7 @@ class Storage:
 
     def writable(self) -> Any:
         """The array to be overwritten as a whole: old and pending values are gone."""
+        self.settle()
         array = self.array if self.array is not None else self.allocate(self.dtype)
         self.written()
         return array
@@ -126,6 +146,7 @@ class Storage:
 
     def clear(self, reason: str) -> None:
         """Let go of the memory; reading before the next write raises with `reason`."""
+        self.settle()
         self.array = None
         self.pending = None
         self.cleared = reason
@@ -285,6 +306,7 @@ class NdArray:
         if dtype is not None:
             self._cast(np.dtype(dtype))
         storage = self._storage
+        storage.settle()
         host = storage.host
         if mode == "w" and self._whole():
             array = storage.writable()
@@ -321,6 +343,7 @@ class NdArray:
             or storage.pending is not None
             or array.dtype is not dtype
             or storage.host is not None
+            or storage.record is not None
             or (backend is not None and not backend.holds(array))
         ):
             array = storage.converted(dtype, backend)
@@ -340,6 +363,7 @@ class NdArray:
     def fill(self, value: float) -> None:
         """Fill with a number, in the present dtype; nothing is written before somebody reads."""
         storage = self._storage
+        storage.settle()
         if self._whole():
             storage.written()
             storage.pending = value
@@ -431,6 +455,7 @@ class NdArray:
 
     def _cast(self, dtype: np.dtype) -> None:
         storage = self._storage
+        storage.settle()
         if storage.dtype == dtype:
             return
         if storage.array is None and storage.pending is not None:
@@ -453,6 +478,7 @@ class NdArray:
                     f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
                 ) from None
         storage = self._storage
+        storage.settle()
         if not self._whole():
             transfer.copy(self._view(storage.materialize()), values)
             storage.written()

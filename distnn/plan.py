@@ -23,8 +23,15 @@ _MOST_PLANS = 256
 class Graph:
     """A live graph at one moment: its nodes, in order of creation, and its values by slot."""
 
-    def __init__(self, roots: Sequence[Value]) -> None:
-        self.nodes: list[Node] = nodes_of(roots)
+    def __init__(self, roots: Sequence[Value], calls: list[Node] | None = None) -> None:
+        """Look at a graph.
+
+        Args:
+            calls: only these, in order of creation: recorded calls, whose results are computed for
+                the first time. None is all that the roots depend on.
+        """
+        self.recorded = calls is not None
+        self.nodes: list[Node] = nodes_of(roots) if calls is None else calls
         self.leaves: dict[int, Value] = {}
         slots: dict[int, int] = {}
         parts: list[object] = []
@@ -60,12 +67,12 @@ class Graph:
         places: dict[int, int] = {}
         self.gradients: dict[int, int] = {}  # leaf slot -> number of its gradient's storage
         for slot, value in self.leaves.items():
-            if value.need_grad:
+            if value.need_grad and not self.recorded:
                 storage = value.grad._storage
                 self.gradients[slot] = places.setdefault(id(storage), len(places))
         self.n_slots = count
         self.roots = tuple(slots[id(value)] for value in roots)
-        self.key = (tuple(parts), tuple(self.gradients.items()), self.roots)
+        self.key = (tuple(parts), tuple(self.gradients.items()), self.roots, self.recorded)
         self.shared = shared
 
     def slot_of(self, value: Value) -> int | None:
@@ -134,6 +141,7 @@ class Plan:
             for setup, sources, first, need, flags in zip(*[parts] * 5, strict=True)
         )
         self.n_slots = graph.n_slots
+        self._recorded = graph.recorded
         self.leaves = frozenset(graph.leaves)
         self.roots = graph.roots
         self.gradients = dict(graph.gradients)  # leaf slot -> number of its gradient's storage
@@ -186,7 +194,8 @@ class Plan:
         if True not in call.need:
             return []
         slots = (*call.sources, *call.targets)
-        positions = call.setup.reads(call.need).backward
+        reads = call.setup.reads(call.need)
+        positions = reads.either if self._recorded else reads.backward
         return [slots[p] for p in positions if p < len(slots)]
 
     # -- forward ------------------------------------------------------------------------------

@@ -90,6 +90,8 @@ class PythonFunction:
 class _Adapter(Function, by_signature=False):
     """A PythonFunction as the engine sees it."""
 
+    waits = False
+
     def __init__(self, wrapped: PythonFunction, n_inputs: int) -> None:
         self._wrapped = wrapped
         names = [f"x{i}" for i in range(n_inputs)]

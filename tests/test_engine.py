@@ -326,7 +326,7 @@ def test_a_chain_of_ten_thousand_nodes_works_and_dies_without_recursion(dynamic)
 
 def test_a_dynamic_graph_frees_what_nobody_holds_and_no_gradient_reads():
     x = leaf(np.ones((64, 64)))
-    with nn.auto_forward():
+    with nn.auto_forward(defer=False):
         h = x * 2  # mul_scalar reads nothing, tanh reads its own result
         data = weakref.ref(h.data)
         h = F.tanh(h)
@@ -456,7 +456,7 @@ def test_gradients_read_what_forward_read_although_an_effect_changed_it_meanwhil
 
 def test_an_effect_that_could_not_be_foreseen_raises_instead_of_giving_a_wrong_gradient():
     w = leaf([3.0])
-    with nn.auto_forward():
+    with nn.auto_forward(defer=False):
         y = F.sum(w * w)
         F.assign(w.get_unlinked_variable(False), F.constant(10, (1,)))
     with pytest.raises(GraphError, match="mul2 reads was changed"):

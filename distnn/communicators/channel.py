@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from .. import transfer
-from ..context import current_world
+from ..context import compute_recorded, current_world
 from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
 from .board import Board, Notes, SilentBoard, describe
 from .checking import agree_on_check
@@ -193,6 +193,7 @@ class Channel:
 
         Without a schedule it belongs to the one queued before.
         """
+        compute_recorded()
         operation = _CALLBACK if schedule is None else schedule.operation
         ticket, run = self._prepared(schedule, job, self._group(operation, group), incomplete)
         assert self._fifo is not None
@@ -294,6 +295,7 @@ class Channel:
         nbytes: int = sys.maxsize,
     ) -> Any:
         """Do a collective; small all_reduces without the queue where that is idle."""
+        compute_recorded()
         found, fifo = self._group(schedule.operation, group), self._fifo
         transport = found.transport
         assert transport is not None

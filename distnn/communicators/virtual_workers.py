@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..context import World, current_world
+from ..context import World, compute_recorded, current_world
 from ..dtypes import is_float
 from ..errors import ArgumentError, DtypeError, GraphError, ShapeError
 from ..ndarray import NdArray, Storage
@@ -149,6 +149,7 @@ class _Step:
 
     def begin(self, worker: int) -> None:
         """Make all as it was before the step, for this worker."""
+        compute_recorded()
         self._world.virtual_worker = worker
         self._world.draws = self._first_draw
         for gradient in self.gradients():
@@ -156,6 +157,7 @@ class _Step:
 
     def end(self) -> None:
         """Put away what the part has yielded."""
+        compute_recorded()
         last = len(self._gradients) == len(self.mine) - 1
         written = [g for g in self.gradients() if not g.zeroing]
         # The last part's stay where they are: nobody writes to them before the sum does.
@@ -210,6 +212,7 @@ class _Step:
         """Be no virtual worker any more; a loop that was left early is undone."""
         if not self._opened:
             return
+        compute_recorded()
         world = self._world
         world.virtual_worker = None
         world.before_effect = None

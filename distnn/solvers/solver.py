@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import transfer
+from ..context import compute_recorded
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..hooks import solver_hooks
@@ -469,6 +470,7 @@ class _Hooked:
         self.pre, self.post = solver_hooks((pre, post))
 
     def __enter__(self) -> None:
+        compute_recorded()  # with the parameters as they are
         for hook in self.pre:
             hook()
 

@@ -1,0 +1,269 @@
+"""Recorded calls: functions called in `auto_forward` that wait until somebody looks.
+
+A call on Variables leaves a node and results without values. They are computed, in the order of the
+calls, when somebody reads a result, reads or writes an array that a waiting function reads, calls
+backward, updates parameters, or meets other ranks. A sequence of calls that was seen before then
+runs as one program (program.py).
+
+What depends on values at once does not wait: functions that users write in Python, labels that have
+to be checked but are not there yet, and all where hooks watch, or where somebody outside can write
+to an input unseen.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .context import World, current_world, world_scope
+from .errors import ClearedError
+from .function import Setup, Spec
+from .graph import Node, Value
+from .ndarray import NdArray, Storage
+from .plan import Graph, Plan
+from .program import forward_program
+from .variable import Variable
+
+# Calls that wait at most: what nobody ever looks at must not pile up.
+_MOST_CALLS = 2048
+_MOST_STRUCTURES = 256
+# References to a result's NdArray where only the record has it: in `_Calls.data`, in a local name,
+# and as the argument of sys.getrefcount.
+_UNSHARED = 3
+
+
+class _Calls:
+    """Waiting calls: their nodes, and all values by slot, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.key: list[Any] = []  # of the structure
+        self.slots: dict[int, int] = {}  # id of a Value -> slot
+        self.values: list[Value] = []  # by slot
+        self.data: list[NdArray] = []  # by slot; here results live until they are not read any more
+        self.leaves: list[int] = []  # slots that no waiting call computes
+        self.marked: list[Storage] = []
+        self.volatile = False  # some function reads what another changes as an effect
+
+    def slot(self, value: Value) -> int:
+        slot = self.slots.get(id(value))
+        if slot is None:
+            slot = self.put(value, value.data)
+            self.leaves.append(slot)
+        return slot
+
+    def put(self, value: Value, data: NdArray) -> int:
+        slot = self.slots[id(value)] = len(self.data)
+        self.values.append(value)
+        self.data.append(data)
+        return slot
+
+
+class Record:
+    """What waits in a World."""
+
+    def __init__(self, world: World) -> None:
+        self._world = weakref.ref(world)
+        self._calls = _Calls()
+        self._lock = threading.RLock()
+
+    def takes(self, setup: Setup, sources: Sequence[Value | None]) -> bool:
+        """Whether a call can wait."""
+        function = setup.function
+        if not function.waits:
+            return False
+        for position, value in enumerate(sources):
+            if value is None:
+                continue
+            try:
+                storage = value.data._storage
+            except ClearedError:
+                return False  # and who computes it says for which function
+            if storage.is_written_outside():
+                return False
+            if function.alias and (storage.dtype != setup.dtypes[0] or storage.volatile):
+                return False
+            if position in setup.index_names:
+                return False
+        return True
+
+    def add(self, node: Node, recording: bool) -> list[Variable]:
+        """Let a call wait; returns its results, which have no values yet."""
+        with self._lock:
+            if len(self._calls.nodes) >= _MOST_CALLS:
+                self.flush()
+            setup, calls = node.setup, self._calls
+            sources = []
+            for source in node.sources:
+                if source is None:
+                    sources.append(-1)
+                    continue
+                slot = calls.slot(source)
+                sources.append(slot)
+                storage = calls.data[slot]._storage
+                calls.volatile = calls.volatile or storage.volatile
+                if storage.record is None:
+                    storage.record = self
+                    calls.marked.append(storage)
+            calls.nodes.append(node)
+            calls.key += (setup, tuple(sources), node.need)
+            outputs = []
+            for i, spec in enumerate(setup.results[: setup.n_outputs]):
+                value = Value(spec.shape, None, node if recording else None, i)
+                if setup.function.alias:
+                    window = calls.data[sources[0]]
+                    data = NdArray._of(window._storage, spec.shape, window._offset)
+                else:
+                    data = NdArray._of(Storage(spec.shape, spec.dtype, None), spec.shape)
+                    data._storage.record = self
+                    calls.marked.append(data._storage)
+                if recording:
+                    value.hold_weakly(data)
+                    outputs.append(Variable._of(value, data))
+                else:
+                    value._data = data
+                    outputs.append(Variable._of(value))
+                node.targets[i] = weakref.ref(value)
+                calls.put(value, data)
+            if setup.function.alias and True in node.need:
+                node.keep_alias(data)
+            if setup.function.random:
+                node.draw_ahead()
+            return outputs
+
+    def flush(self) -> None:
+        """Compute all that waits."""
+        with self._lock:
+            calls = self._calls
+            if not calls.nodes:
+                return
+            self._calls = _Calls()
+            for storage in calls.marked:
+                storage.record = None
+            calls.marked.clear()
+            world = self._world()
+            assert world is not None
+            with world_scope(world), np.errstate(all="ignore"):
+                try:
+                    if not _run_program(calls):
+                        _walk(calls)
+                except BaseException:
+                    for data in calls.data:
+                        storage = data._storage
+                        if storage.array is None and storage.pending is None:
+                            storage.clear("a function that was called before it has failed")
+                    raise
+
+
+def _walk(calls: _Calls) -> None:
+    """Run calls one after the other; lets go of arrays with their last reader."""
+    last: dict[int, int] = {}
+    readers = zip(calls.key[1::3], calls.nodes, strict=True)
+    slots = [[s for s in sources if s >= 0] for sources, _ in readers]
+    for k, (node, mine) in enumerate(zip(calls.nodes, slots, strict=True)):
+        mine += [calls.slots[id(value)] for value in node.live_outputs()]
+        for slot in mine:
+            last[slot] = k
+    nothing = calls.data[0]
+    for k, node in enumerate(calls.nodes):
+        if not node.setup.function.alias:
+            node.execute()
+        for slot in slots[k]:
+            if last[slot] == k:
+                calls.data[slot] = nothing
+    calls.nodes.clear()
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+class _Kept(NamedTuple):
+    """What a node keeps: slots, and the saved results after them."""
+
+    slots: tuple[int, ...]
+    saved: tuple[Spec, ...]
+
+
+class _Structure:
+    """A sequence of calls that was seen, and the program of it, made the second time."""
+
+    def __init__(self) -> None:
+        self.program: Callable[..., None] | None = None
+        self.kept: list[_Kept] = []
+
+    def make(self, plan: Plan) -> None:
+        self.program = forward_program(plan, False, True)
+        for call in plan.calls:
+            slots, saved = [], []
+            if True in call.need:
+                own = (*call.sources, *call.targets)
+                for position in call.setup.reads(call.need).either:
+                    if position < len(own):
+                        slots.append(own[position])
+                    else:
+                        saved.append(call.setup.results[position - len(call.sources)])
+            self.kept.append(_Kept(tuple(slots), tuple(saved)))
+
+
+_structures: OrderedDict[tuple, _Structure] = OrderedDict()
+_structures_lock = threading.Lock()
+
+
+def _run_program(calls: _Calls) -> bool:
+    """Run calls as a program; False where there is none yet, or it would not do."""
+    if calls.volatile:
+        return False
+    held = []
+    for slot in range(len(calls.data)):
+        each = calls.data[slot]
+        if sys.getrefcount(each) > _UNSHARED:
+            held.append(slot)
+    key = (*calls.key, *held)
+    with _structures_lock:
+        structure = _structures.get(key)
+        if structure is None:
+            _structures[key] = _Structure()
+            if len(_structures) > _MOST_STRUCTURES:
+                _structures.popitem(last=False)
+            return False
+        _structures.move_to_end(key)
+        if not structure.kept:
+            leaves = {*calls.leaves}
+            roots = [calls.values[slot] for slot in held if slot not in leaves]
+            graph = Graph(roots, calls.nodes)
+            if not graph.shared:
+                return False
+            structure.make(Plan(graph))
+    if structure.program is None:
+        return False
+    for slot in calls.leaves:
+        storage = calls.data[slot]._storage
+        if storage.array is None and storage.pending is None:
+            return False  # the walk says for which function
+    data, nodes = calls.data, calls.nodes
+    storages = [found._storage for found in data]
+    kept = []
+    for node, (slots, saved) in zip(nodes, structure.kept, strict=True):
+        arrays = [data[slot] for slot in slots]
+        for spec in saved:
+            storages.append(Storage(spec.shape, spec.dtype, None))
+            arrays.append(NdArray._of(storages[-1], spec.shape))
+        kept.append(tuple(arrays))
+        if arrays:
+            node.prepare()
+    structure.program(nodes, data, storages, kept)
+    return True
+
+
+def current_record() -> Record:
+    """The record of this World."""
+    world = current_world()
+    if world.record is None:
+        world.record = Record(world)
+    return world.record
