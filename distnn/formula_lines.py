@@ -91,6 +91,11 @@ class Lines:
             self.names[target] = rounded(target, value) if target in rule.arrays else value
 
     @property
+    def statements(self) -> list[str]:
+        """`name = operation` for each operation."""
+        return [f"{name} = {text}" for text, name in self.operations.items()]
+
+    @property
     def parameters(self) -> list[str]:
         """Names of the parameters that stand for expressions of numbers."""
         return [name for name, _ in self._parameters.values()]

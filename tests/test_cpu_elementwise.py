@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -91,9 +93,51 @@ def test_what_numpy_is_as_fast_at_is_left_to_it():
     square = Formula("x * x + 1", ("x",), ())
     assert elementwise.evaluate(square, [x], [], out)
     assert not elementwise.evaluate(square, [x[::2]], [], out[::2])
-    assert not elementwise.evaluate(square, [x[:1]], [], out)
     assert not elementwise.evaluate(square, [x], [], np.empty(x.shape, np.float64))
     assert not elementwise.evaluate(square, [x.astype("e")], [], np.empty(x.shape, "e"))
+
+
+BROADCAST = [
+    ((40, 30, 50), (1, 30, 1)),
+    ((700, 90), (1, 90)),
+    ((300, 90), (300, 1)),
+    ((90, 4, 5, 60), (1, 4, 5, 1)),
+    ((3, 40, 9000), (1, 40, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("full", "channel", "text"),
+    [
+        *((*shapes, text) for shapes in BROADCAST for text in ("x * b", "where(x > b, x, b) - b")),
+        ((40, 3000), (1, 1), "maximum(x - b, 0) * b"),
+    ],
+)
+def test_arrays_of_a_number_for_each_channel_are_broadcast(full, channel, text):
+    formula = Formula(text, ("x", "b"), ())
+    x, b = arrays(1, math.prod(full))[0].reshape(full), arrays(1, math.prod(channel))[0]
+    values = {"x": x, "b": b.reshape(channel)}
+    out, expected = np.empty(full, np.float32), np.empty(full, np.float32)
+    assert elementwise.evaluate(formula, [*values.values()], [], out)
+    formula.evaluate(values, {}, expected)
+    np.testing.assert_array_equal(out, expected)
+    values["x"] = in_place = x.copy()
+    assert elementwise.evaluate(formula, [*values.values()], [], in_place)
+    np.testing.assert_array_equal(in_place, expected)
+
+
+@pytest.mark.parametrize(
+    ("full", "first", "second"),
+    [
+        ((4, 5, 6), (4, 1, 6), (4, 5, 6)),
+        ((4, 5, 6), (1, 5, 1), (4, 1, 1)),
+        ((4, 5, 6), (4, 5, 6), (5, 6)),
+    ],
+)
+def test_other_broadcasting_is_numpys(full, first, second):
+    formula = Formula("x * y + x", ("x", "y"), ())
+    values = [np.ones(first, np.float32), np.ones(second, np.float32)]
+    assert not elementwise.evaluate(formula, values, [], np.empty(full, np.float32))
 
 
 # -- exp, tanh, sigmoid ---------------------------------------------------------------------------

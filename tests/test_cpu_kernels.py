@@ -212,11 +212,9 @@ def test_a_folder_without_leave_to_write_is_no_error(tmp_path):
 
 def test_a_disk_that_takes_nothing_any_more_is_no_error(tmp_path):
     """The folder is there when kernels are made, and gone when they are to be kept."""
-    code = (
-        "import shutil, distnn.cpu.compiler as c; folder = c.cache_folder(); shutil.rmtree(folder)"
-    )
-    code += "; folder.touch()" + TRAIN
-    done = run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    code = "import shutil, distnn.cpu.compiler as c; folder = c.cache_folder()\n"
+    code += "shutil.rmtree(folder); folder.touch()\n"
+    done = run(code + TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
     assert compiled(done) >= KERNELS
     assert "kept" in done.stdout
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import re
 import tempfile
@@ -71,14 +72,19 @@ def evaluate(
         arrays, numbers: in the order of the formula's names.
         out: may be one of the arrays, but not overlap one in another way.
     """
-    if not _in_one_piece((out, *arrays)):
+    layout = _layout(out, arrays)
+    if layout is None:
         return False
     address = out.__array_interface__["data"][0]
-    same = tuple(a.__array_interface__["data"][0] == address for a in arrays)
-    loop = _formula_loop(formula, out.dtype, same)
+    kinds = tuple(
+        OUT if kind == FULL and a.__array_interface__["data"][0] == address else kind
+        for kind, a in zip(layout.kinds, arrays, strict=True)
+    )
+    loop = _formula_loop(formula, out.dtype, kinds, len(layout.blocks))
     if loop is None:
         return False
-    loop.run((out, *(a for a, is_out in zip(arrays, same, strict=True) if not is_out)), numbers)
+    others = (a for a, kind in zip(arrays, kinds, strict=True) if kind != OUT)
+    loop.run((out, *others), numbers, layout.blocks)
     return True
 
 
@@ -89,7 +95,7 @@ def run(rule: Assignments, arrays: Sequence[np.ndarray], numbers: Sequence[float
     loop = _rule_loop(rule, arrays[0].dtype)
     if loop is None:
         return False
-    loop.run(arrays, numbers)
+    loop.run(arrays, numbers, (arrays[0].size,))
     return True
 
 
@@ -100,41 +106,94 @@ def _in_one_piece(arrays: Sequence[np.ndarray]) -> bool:
     )
 
 
+# How an array lies beside the result.
+OUT = "out"  # it is the result
+FULL = "full"  # element by element
+CHANNEL = "channel"  # one element for each of the neighbouring axes C of (A, C, B)
+ONE = "one"  # one element for all
+
+
+class _Layout(NamedTuple):
+    """The result as one axis, or as (A, C) or (A, C, B) where arrays have elements for C alone."""
+
+    blocks: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+def _layout(out: np.ndarray, arrays: Sequence[np.ndarray]) -> _Layout | None:
+    """None where a loop cannot follow."""
+    if _in_one_piece((out, *arrays)):
+        return _Layout((out.size,), (FULL,) * len(arrays))
+    if out.dtype.char not in "fd" or not out.flags.c_contiguous:
+        return None
+    channels: set[tuple[int, int, int]] = set()
+    kinds = []
+    for a in arrays:
+        if a.dtype != out.dtype or not a.flags.c_contiguous or a.ndim != out.ndim:
+            return None
+        if a.size == 1 or a.shape == out.shape:
+            kinds.append(ONE if a.size == 1 else FULL)
+            continue
+        own = [axis for axis, n in enumerate(a.shape) if n > 1]
+        first, last = own[0], own[-1] + 1
+        if a.shape[first:last] != out.shape[first:last]:
+            return None
+        channels.add((math.prod(out.shape[:first]), a.size, math.prod(out.shape[last:])))
+        kinds.append(CHANNEL)
+    if len(channels) > 1:
+        return None
+    if not channels:
+        return _Layout((out.size,), tuple(kinds))
+    blocks = channels.pop()
+    return _Layout(blocks if blocks[2] > 1 else blocks[:2], tuple(kinds))
+
+
 class _Loop(NamedTuple):
     """A compiled loop and what the host computes for it."""
 
-    kernel: Callable[..., None]  # kernel(start, stop, *flat arrays, *settings)
+    kernel: Callable[..., None]  # kernel(start, stop, *arrays, *settings)
     settings: Callable[..., list]
 
-    def run(self, arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
-        flat = [a.reshape(-1) for a in arrays]
+    def run(
+        self, arrays: Sequence[np.ndarray], numbers: Sequence[float], blocks: tuple[int, ...]
+    ) -> None:
+        size = arrays[0].size
+        shaped = [a.reshape(blocks if a.size == size else -1) for a in arrays]
         settings = self.settings(*numbers)
-        size = flat[0].size
         if size < _PARALLEL:
-            self.kernel(0, size, *flat, *settings)
+            self.kernel(0, blocks[0], *shaped, *settings)
         else:
-            parallel_for(lambda i, j: self.kernel(i, j, *flat, *settings), size, _PART)
+            grain = max(1, _PART * blocks[0] // size)
+            parallel_for(lambda i, j: self.kernel(i, j, *shaped, *settings), blocks[0], grain)
 
 
 @functools.lru_cache(maxsize=4096)
-def _formula_loop(formula: Formula, dtype: np.dtype, same: tuple[bool, ...]) -> _Loop | None:
-    """The loop of a formula in which some arrays are `out`; None where NumPy is to do it."""
+def _formula_loop(
+    formula: Formula, dtype: np.dtype, kinds: tuple[str, ...], axes: int
+) -> _Loop | None:
+    """The loop of a formula over arrays of these kinds; None where NumPy is to do it."""
     lines = _lines(formula.arrays, formula.numbers, dtype)
     try:
         result = lines.value(formula.tree)
     except UnknownOperation:
         return None
-    if not lines.operations or (
-        len(lines.operations) == 1 and operation(formula.tree)[0] in _ONE_PASS
-    ):
+    single = operation(formula.tree)[0] if len(lines.operations) == 1 else ""
+    if not lines.operations or (axes == 1 and single in _ONE_PASS):
         return None
-    names = [f"a{i}" for i in range(len(same))]
-    loads = [
-        f"{name} = {'out' if is_out else 'p' + name}[i]"
-        for name, is_out in zip(names, same, strict=True)
-    ]
-    pointers = ["out", *(f"p{n}" for n, is_out in zip(names, same, strict=True) if not is_out)]
-    return _loop(str(formula), lines, pointers, loads, [f"out[i] = {result}"])
+    full, loads, before = ["out"], [], []
+    for i, kind in enumerate(kinds):
+        if kind == OUT:
+            loads.append(f"a{i} = out[{_INDICES[axes]}]")
+        elif kind == FULL:
+            full.append(f"pa{i}")
+            loads.append(f"a{i} = pa{i}[{_INDICES[axes]}]")
+        elif kind == CHANNEL:
+            loads.append(f"a{i} = pa{i}[c]")
+        else:
+            before.append(f"a{i} = pa{i}[0]")
+    pointers = ["out", *(f"pa{i}" for i, kind in enumerate(kinds) if kind != OUT)]
+    body = [*loads, *lines.statements, f"out[{_INDICES[axes]}] = {result}"]
+    return _loop(str(formula), lines, pointers, full, before, axes, body)
 
 
 @functools.lru_cache(maxsize=256)
@@ -151,7 +210,9 @@ def _rule_loop(rule: Assignments, dtype: np.dtype) -> _Loop | None:
         if array in written(rule)
     ]
     loads = [f"{name} = p{name}[i]" for name in names]
-    return _loop("update_" + "_".join(rule.arrays), lines, [f"p{n}" for n in names], loads, stores)
+    pointers = [f"p{name}" for name in names]
+    body = [*loads, *lines.statements, *stores]
+    return _loop("update_" + "_".join(rule.arrays), lines, pointers, pointers, [], 1, body)
 
 
 def _lines(arrays: Sequence[str], numbers: Sequence[str], dtype: np.dtype) -> Lines:
@@ -159,18 +220,30 @@ def _lines(arrays: Sequence[str], numbers: Sequence[str], dtype: np.dtype) -> Li
     return Lines(arrays, numbers, dtype, dtype, texts, largest=repr(float(np.finfo(dtype).max)))
 
 
+# Of an element, by the number of axes that a loop has.
+_INDICES = {1: "i", 2: "i, c", 3: "i, c, k"}
+
+
 def _loop(
-    title: str, lines: Lines, pointers: list[str], loads: list[str], stores: list[str]
+    title: str,
+    lines: Lines,
+    pointers: list[str],
+    full: list[str],
+    before: list[str],
+    axes: int,
+    body: list[str],
 ) -> _Loop:
-    body = [*loads, *(f"{name} = {text}" for text, name in lines.operations.items()), *stores]
+    """The loop of these statements over arrays, of which `full` have all axes."""
     name = "formula_" + re.sub(r"\W+", "_", title)[:48]
     # Parts of the arrays, so that no index can be negative: only then does LLVM vectorise.
-    parts = "".join(f"    {pointer} = {pointer}[start:stop]\n" for pointer in pointers)
-    source = (
-        f"def {name}(start, stop, {', '.join([*pointers, *lines.parameters])}):\n"
-        f"{parts}    for i in range({pointers[0]}.size):\n"
-        + "".join(f"        {line}\n" for line in body)
-    )
+    head = [*(f"{pointer} = {pointer}[start:stop]" for pointer in full), *before]
+    nested = [
+        "    " * depth + f"for {index} in range({full[0]}.shape[{depth}]):"
+        for depth, index in enumerate(_INDICES[axes].split(", "))
+    ]
+    text = [*head, *nested, *("    " * axes + line for line in body)]
+    source = f"def {name}(start, stop, {', '.join([*pointers, *lines.parameters])}):\n"
+    source += "".join(f"    {line}\n" for line in text)
     return _Loop(_compiled(name, source, lines.dtype.type), lines.settings())
 
 

@@ -144,7 +144,7 @@ def _lines(arrays: Sequence[str], numbers: Sequence[str], common: np.dtype) -> L
 def _code(lines: Lines, head: str, parameters: list[str], last: list[str]) -> DeviceCode:
     names = lines.parameters
     parameters = parameters + [f"const T {name}" for name in names]
-    body = [f"const T {name} = {text};" for text, name in lines.operations.items()] + last
+    body = [f"const T {line};" for line in lines.statements] + last
     text = (
         f"typedef {TYPES[lines.dtype.char]} T;\n\n"
         f"static __device__ __forceinline__ {head}({', '.join(parameters)}) {{\n"
