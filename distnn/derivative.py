@@ -9,58 +9,50 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .errors import GraphError
-from .function import Setup
+from .function import Binding, Kind, Setup
 
 
-def environment(
-    setup: Setup, arrays: dict[int, Any], outer: Sequence[Any], operands: dict[str, Any]
+def bind(
+    bindings: Sequence[Binding],
+    arrays: dict[int, Any],
+    outer: Sequence[Any],
+    operands: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a rule may name: kept arrays, gradients of the outputs, operands and shapes."""
-    declaration = setup.declaration
-    n = len(setup.input_shapes)
-    names: dict[str, Any] = dict(setup.shapes)
-    names.update(operands)
-    results = (*declaration.outputs, *declaration.saved)
-    if declaration.variadic:
-        names[declaration.inputs[0]] = tuple(arrays.get(i) for i in range(n))
-    for position, array in arrays.items():
-        if position >= n:
-            names[results[position - n]] = array
-        elif not declaration.variadic:
-            names[declaration.inputs[position]] = array
-    for name, gradient in zip(declaration.outputs, outer, strict=True):
-        names["d" + name] = gradient
-    return names
+    """What a rule, or a fast backward, reads: kept arrays, gradients of the outputs, and so on."""
+    found: dict[str, Any] = {}
+    for name, kind, key in bindings:
+        if kind is Kind.ARRAY:
+            found[name] = arrays[key]
+        elif kind is Kind.OUTER:
+            found[name] = outer[key]
+        elif kind is Kind.OPERAND:
+            found[name] = operands[name]
+        elif kind is Kind.ARRAYS:
+            found[name] = tuple(arrays.get(i) for i in range(key))
+        else:
+            found[name] = key
+    return found
 
 
 def gradients_by_rules(
-    setup: Setup, xp: Any, need: Sequence[bool], names: dict[str, Any]
+    setup: Setup,
+    xp: Any,
+    need: tuple[bool, ...],
+    arrays: dict[int, Any],
+    outer: Sequence[Any],
+    operands: dict[str, Any],
 ) -> Iterator[tuple[int, Any]]:
-    """The gradient of each needed input, by its rule, in the order of the inputs."""
-    for index, needed in enumerate(need):
-        if not needed:
-            continue
-        rule = setup.rule(index)
-        assert rule is not None
-        if setup.declaration.variadic:
-            names["index"] = index
-        gradient = rule.compute(
-            setup.function, xp, **{name: _named(names, name, setup) for name in rule.names}
-        )
+    """The gradient of each needed input, by its rule, in the order of the inputs.
+
+    Args:
+        arrays: what the rules read, by position.
+        outer: the gradients of the outputs.
+    """
+    for index, rule, bindings in setup.reads(need).by_rules:
+        gradient = rule.compute(setup.function, xp, **bind(bindings, arrays, outer, operands))
         shape = setup.input_shapes[index]
         assert shape is not None
         yield index, sum_to_shape(xp, gradient, shape)
-
-
-def _named(names: dict[str, Any], name: str, setup: Setup) -> Any:
-    if name in names:
-        return names[name]
-    if name in setup.declaration.optional:
-        return None
-    raise GraphError(
-        f"[backward] the gradient of {setup.function.name} reads {name}, which was not kept"
-    )
 
 
 def sum_to_shape(xp: Any, gradient: Any, shape: tuple[int, ...]) -> Any:

@@ -24,16 +24,15 @@ def run_forward(
     options: dict[str, Any],
 ) -> tuple[np.ndarray, ...]:
     """Run a function's forward into `results`; returns new values for its `updates`."""
-    declaration = setup.declaration
     backend = setup.backend
     outs: list[np.ndarray] = []
-    if declaration.takes_out:
-        outs = [
-            data._storage.array
-            if data._storage.array is not None and backend.holds(data._storage.array)
-            else data._storage.allocate(data._storage.dtype, backend)
-            for data in results
-        ]
+    if setup.declaration.takes_out:
+        for data in results:
+            storage = data._storage
+            array = storage.array
+            if array is None or not backend.holds(array):
+                array = storage.allocate(storage.dtype, backend)
+            outs.append(array)
         options = {**options, "out": outs[0] if len(outs) == 1 else tuple(outs)}
     if setup.scratch:
         options = {**options, "scratch": backend.empty((setup.scratch,), np.dtype(np.uint8))}

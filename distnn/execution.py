@@ -14,7 +14,7 @@ import numpy as np
 
 from . import transfer
 from .backend import Backend
-from .derivative import environment, gradients_by_rules
+from .derivative import bind, gradients_by_rules
 from .errors import GraphError
 from .graph import Hook, Node, Value, version
 from .hooks import function_hooks
@@ -104,13 +104,31 @@ def _execution(roots: Sequence[Value]) -> Execution:
 class Execution:
     """A plan and the live graph on which it runs."""
 
-    __slots__ = ("leaves", "nodes", "plan", "version")
+    __slots__ = ("_programs", "leaves", "nodes", "plan", "version")
 
     def __init__(self, graph: Graph, number: int) -> None:
         self.version = number
         self.plan: Plan = plans.plan(graph)
         self.nodes = graph.nodes
         self.leaves = graph.leaves
+        # Steps of the plan with the nodes and values of this graph.
+        self._programs: dict[tuple[bool, ...], list[tuple[Any, ...]]] = {}
+
+    def _bound(self, key: tuple[bool, ...], steps: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """(step, node, values to clear) of each step.
+
+        To hold the values is no cycle: of those that are cleared none leads to the root, which
+        alone holds the execution.
+        """
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = [
+                (step, self.nodes[step.node], self._values(step.clears)) for step in steps
+            ]
+        return program
+
+    def _values(self, slots: Sequence[int]) -> list[Value]:
+        return [value for value in map(self._value, slots) if value is not None]
 
     def _value(self, slot: int) -> Value | None:
         """The live Value of a slot. Results are asked of their nodes: to hold them is a cycle."""
@@ -119,13 +137,6 @@ class Execution:
             return leaf
         k = self.plan.producer[slot]
         return self.nodes[k].live_output(slot - self.plan.calls[k].targets[0])
-
-    def _clear(self, slots: Sequence[int], reason: str) -> None:
-        for slot in slots:
-            value = self._value(slot)
-            data = None if value is None else value.present_data()
-            if data is not None:
-                data._storage.clear(reason)
 
     # -- forward ------------------------------------------------------------------------------
 
@@ -137,18 +148,18 @@ class Execution:
             )
         else:
             reason = "forward(clear_no_need_grad=True) freed it; set persistent=True to keep it"
-        nodes = self.nodes
+        steps = self.plan.forward(clear_buffer, clear_no_need_grad)
+        program = self._bound((clear_buffer, clear_no_need_grad), steps)
         pre, post = function_hooks(hooks)
         with np.errstate(all="ignore"):
-            for step in self.plan.forward(clear_buffer, clear_no_need_grad):
-                node = nodes[step.node]
+            for step, node, clears in program:
                 for hook in pre:
                     hook(node)
                 node.execute(step.inplace)
                 for hook in post:
                     hook(node)
-                if step.clears:
-                    self._clear(step.clears, reason)
+                if clears:
+                    _clear(clears, reason)
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -182,12 +193,12 @@ class Execution:
             for callback in callbacks:
                 callback.begin(coming, plan)
         with np.errstate(all="ignore"):
-            for step in steps:
-                node = self.nodes[step.node]
+            for step, node, clears in self._bound((clear_buffer,), steps):
                 for hook in pre:
                     hook(node)
                 outer = [self._outer(gradients, node, i, s) for i, s in enumerate(step.targets)]
-                self._keep_gradients(step, gradients, kept, plan.roots[0])
+                if kept is None or not kept.isdisjoint(step.targets):
+                    self._keep_gradients(step, gradients, kept, plan.roots[0])
                 for slot in step.targets:
                     if slot >= 0:
                         gradients[slot] = None
@@ -195,7 +206,7 @@ class Execution:
                 del outer
                 if clear_buffer:
                     node.release()
-                    self._clear(step.clears, reason)
+                    _clear(clears, reason)
                 for hook in post:
                     hook(node)
                 for slot in step.ready:
@@ -250,17 +261,14 @@ class Execution:
         reads = setup.reads(step.need)
         if reads.fast:
             packed = [None if gradient is None else backend.packed(gradient) for gradient in outer]
-            names = environment(setup, arrays, packed, node.operands)
-            declaration = setup.declaration
-            assert declaration.backward_reads is not None
+            options = bind(reads.fast_bindings, arrays, packed, node.operands)
             outs: list[Any] = [None] * len(setup.input_shapes)
             for c in step.contributions:
                 outs[c.source] = self._memory(c, setup.input_shapes[c.source], backend)
-            options = {name: names.get(name) for name in declaration.backward_reads}
             if setup.scratch:
                 options["scratch"] = backend.empty((setup.scratch,), np.dtype(np.uint8))
             setup.implementation.backward(
-                backend.xp, reads.need, **options, out=declaration.per_input(outs)
+                backend.xp, reads.need, **options, out=setup.declaration.per_input(outs)
             )
             for c in step.contributions:
                 self._deliver(c, outs[c.source], True, gradients, backend)
@@ -269,12 +277,13 @@ class Execution:
             if gradient is None:
                 spec = setup.results[i]
                 outer[i] = backend.full(spec.shape, 0, spec.dtype)
-        names = environment(setup, arrays, outer, node.operands)
-        by_source = {c.source: c for c in step.contributions}
-        for index, gradient in gradients_by_rules(setup, backend.xp, step.need, names):
-            others = (*arrays.values(), *outer)
-            own = owns_memory(gradient) and not any(gradient is a for a in others)
-            self._deliver(by_source[index], gradient, own, gradients, backend)
+        found = gradients_by_rules(setup, backend.xp, step.need, arrays, outer, node.operands)
+        # In the order of the inputs, as the contributions are.
+        for c, (_, gradient) in zip(step.contributions, found, strict=True):
+            own = not c.leaf and owns_memory(gradient)
+            if own:
+                own = not any(gradient is a for a in (*arrays.values(), *outer))
+            self._deliver(c, gradient, own, gradients, backend)
 
     def _memory(self, c: Contribution, shape: Any, backend: Backend) -> Any:
         """Where a gradient is written: straight into a leaf's, if it is to be overwritten."""
@@ -310,6 +319,13 @@ class Execution:
             total = backend.empty(array.shape, array.dtype)
             backend.add(present.array, array, total)
             gradients[c.slot] = _Gradient(total, True)
+
+
+def _clear(values: Sequence[Value], reason: str) -> None:
+    for value in values:
+        data = value.present_data()
+        if data is not None:
+            data._storage.clear(reason)
 
 
 class _Gradient:

@@ -126,7 +126,10 @@ class Formula:
         kernel = self.kernel
         values = [arrays[name] for name in self.arrays]
         settings = [numbers[name] for name in self.numbers]
-        run_chunks(lambda *chunk: kernel(*chunk[1:], *settings, chunk[0]), out, values)
+        if out.size < 2 * CHUNK:
+            kernel(*values, *settings, out)
+        else:
+            run_chunks(lambda *chunk: kernel(*chunk[1:], *settings, chunk[0]), out, values)
         return out
 
 

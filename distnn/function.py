@@ -19,6 +19,7 @@ the inputs are variadic. It is pure: on arrays it computes, on Variables it reco
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import logging
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distnn")
 
 Shape = tuple[int, ...]
+
+_INDEX = np.dtype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +281,11 @@ class Setup:
         "_reads",
         "backend",
         "declaration",
+        "differentiable",
+        "dtypes",
         "function",
         "implementation",
-        "index_input",
+        "index_names",
         "input_shapes",
         "results",
         "scratch",
@@ -298,15 +303,19 @@ class Setup:
         self.input_shapes = shapes
         _check_arity(function, shapes)
         names = declaration.inputs * len(shapes) if declaration.variadic else declaration.inputs
-        self.index_input = tuple(name in declaration.indices for name in names)
-        index_dtype = np.dtype(np.int64)
+        # Positions of the inputs that are read as integers, and their names.
+        self.index_names = {i: n for i, n in enumerate(names) if n in declaration.indices}
         specs = [
-            None if shape is None else Spec(shape, index_dtype if index else backend.dtype)
-            for shape, index in zip(shapes, self.index_input, strict=True)
+            None
+            if shape is None
+            else Spec(shape, _INDEX if i in self.index_names else backend.dtype)
+            for i, shape in enumerate(shapes)
         ]
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
         results = function.setup(*specs, **options)
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
+        inputs = (backend.dtype if spec is None else spec.dtype for spec in specs)
+        self.dtypes = (*inputs, *(spec.dtype for spec in self.results))  # by position
         # What carries the function out: itself, or its twin.
         self.implementation: Any = backend.implementation(function, specs)
         self.scratch = self.implementation.scratch(*specs) if declaration.takes_scratch else 0
@@ -314,12 +323,23 @@ class Setup:
             self.shapes: dict[str, Any] = {declaration.inputs[0] + "_shape": shapes}
         else:
             self.shapes = {f"{n}_shape": s for n, s in zip(names, shapes, strict=True)}
+        self.differentiable = tuple(self.rule(i) is not None for i in range(len(shapes)))
         self.shared = False
         self._reads: dict[tuple[bool, ...], Reads] = {}
 
     @property
     def n_outputs(self) -> int:
         return len(self.declaration.outputs)
+
+    def position_name(self, position: int) -> str:
+        """`input x`, or `output y`."""
+        declaration = self.declaration
+        n = len(self.input_shapes)
+        if position >= n:
+            return f"output {(*declaration.outputs, *declaration.saved)[position - n]}"
+        if declaration.variadic:
+            return f"input {declaration.inputs[0]}[{position}]"
+        return f"input {declaration.inputs[position]}"
 
     def rule(self, index: int) -> Rule | None:
         """The gradient rule of input number `index`."""
@@ -335,25 +355,71 @@ class Setup:
         return reads
 
 
-class Reads:
-    """The arrays that a setup's gradients read, by position, for one choice of needed inputs."""
+class Kind(enum.Enum):
+    """Where a gradient finds what it names."""
 
-    __slots__ = ("backward", "either", "fast", "need", "rules")
+    ARRAY = enum.auto()  # at a position
+    ARRAYS = enum.auto()  # all inputs, where they are variadic
+    OUTER = enum.auto()  # the gradient of an output
+    OPERAND = enum.auto()
+    CONSTANT = enum.auto()
+
+
+class Binding(NamedTuple):
+    """A name that a gradient reads, and what it stands for."""
+
+    name: str
+    kind: Kind
+    key: Any  # the position, the number of the output or of inputs, or the constant itself
+
+
+class Reads:
+    """What a setup's gradients read, for one choice of needed inputs; arrays by position."""
+
+    __slots__ = ("backward", "by_rules", "either", "fast", "fast_bindings", "need", "rules")
 
     def __init__(self, setup: Setup, need: tuple[bool, ...]) -> None:
         declaration = setup.declaration
         rule_names: set[str] = set()
+        self.by_rules: list[tuple[int, Rule, list[Binding]]] = []
         for index, needed in enumerate(need):
             rule = setup.rule(index) if needed else None
             if rule is not None:
                 rule_names.update(rule.names)
+                bindings = [_binding(setup, name, index) for name in rule.names]
+                self.by_rules.append((index, rule, bindings))
         self.fast = declaration.backward_reads is not None and any(need)
         self.need = declaration.per_input(need) if self.fast else need
         fast_names = set(declaration.backward_reads or ()) if self.fast else set()
+        self.fast_bindings = [
+            _binding(setup, name) for name in (declaration.backward_reads or ()) if self.fast
+        ]
         self.rules = _positions(setup, rule_names)
         self.backward = _positions(setup, fast_names) if self.fast else self.rules
         # nn.grad uses the rules: a dynamic graph, which cannot know what comes, keeps for both.
         self.either = _positions(setup, fast_names | rule_names)
+
+
+def _binding(setup: Setup, name: str, index: int = -1) -> Binding:
+    """What `name` stands for in the gradient of input number `index`."""
+    declaration = setup.declaration
+    n = len(setup.input_shapes)
+    results = (*declaration.outputs, *declaration.saved)
+    if name in declaration.operands:
+        return Binding(name, Kind.OPERAND, None)
+    if name in setup.shapes:
+        return Binding(name, Kind.CONSTANT, setup.shapes[name])
+    if name.startswith("d") and name[1:] in declaration.outputs:
+        return Binding(name, Kind.OUTER, declaration.outputs.index(name[1:]))
+    if name in results:
+        return Binding(name, Kind.ARRAY, n + results.index(name))
+    if declaration.variadic:
+        is_inputs = name == declaration.inputs[0]
+        return Binding(name, *((Kind.ARRAYS, n) if is_inputs else (Kind.CONSTANT, index)))
+    position = declaration.inputs.index(name)
+    if setup.input_shapes[position] is None:
+        return Binding(name, Kind.CONSTANT, None)
+    return Binding(name, Kind.ARRAY, position)
 
 
 def _positions(setup: Setup, names: set[str]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import functions as F
-from .derivative import environment, gradients_by_rules
+from .derivative import gradients_by_rules
 from .errors import ArgumentError, GraphError, ShapeError
 from .function import Reads
 from .graph import Node
@@ -117,9 +117,10 @@ def _propagate(
             for i, s in enumerate(step.targets)
         ]
         arrays = _variables(node, step.need)
-        names = environment(setup, arrays, outer, node.operands)
         places: dict[int, Contribution] = {c.source: c for c in step.contributions}
-        for index, gradient in gradients_by_rules(setup, variable_namespace, step.need, names):
+        for index, gradient in gradients_by_rules(
+            setup, variable_namespace, step.need, arrays, outer, node.operands
+        ):
             add(_place(plan, places[index].slot), gradient)
     return gradients
 

@@ -24,7 +24,6 @@ from .ndarray import NdArray, Storage
 from .random import Draw
 
 if TYPE_CHECKING:
-    from .backend import Backend
     from .execution import Execution
     from .variable import Variable
 
@@ -256,47 +255,50 @@ class Node:
             inplace: number of an input that nobody reads afterwards: its memory takes the output.
         """
         setup = self.setup
-        declaration = setup.declaration
-        backend = setup.backend
         self._kept = None  # an earlier forward's arrays go back before new ones are taken
-        inputs: list[NdArray | None] = [None if v is None else v.data for v in self.sources]
+        inputs: list[Any] = [None if value is None else value.data for value in self.sources]
         if setup.function.alias:
-            arrays: list[NdArray | None] = [*inputs, self._execute_alias(inputs[0])]
+            results: list[Any] = [self._execute_alias(inputs[0])]
         else:
-            values = [
-                None if data is None else self._read(data, i, backend)
-                for i, data in enumerate(inputs)
-            ]
+            values = self._arrays(range(len(inputs)), inputs)
             results = self._results(None if inplace is None else inputs[inplace])
             options = self.operands
             if setup.function.random:
                 self._draw = self._next_draw()
-                options = {**options, "random": backend.draw(self._draw)}
+                options = {**options, "random": setup.backend.draw(self._draw)}
             new = run_forward(setup, values, results, options)
-            watch = current_world().before_effect if new else None
-            for name, update in zip(declaration.updates, new, strict=True):
-                target = inputs[declaration.inputs.index(name)]
-                if target is not None:
-                    if watch is not None:
-                        watch(target._storage)
-                    transfer.copy(target._view(target._storage.materialize()), update)
-                    target._storage.written()
-                    target._storage.effects += 1
-            arrays = [*inputs, *results]
-        if self.need_grad:
+            if new:
+                self._commit(inputs, new)
+        if True in self.need:
             reads = setup.reads(self.need)
             self._positions = reads.either if self.eager else reads.backward
-            self._keep(arrays)
+            self._keep(inputs + results)
+
+    def _commit(self, inputs: Sequence[NdArray | None], new: Sequence[Any]) -> None:
+        """Give the inputs that the function updates their new values."""
+        declaration = self.setup.declaration
+        watch = current_world().before_effect
+        for name, update in zip(declaration.updates, new, strict=True):
+            target = inputs[declaration.inputs.index(name)]
+            if target is not None:
+                if watch is not None:
+                    watch(target._storage)
+                transfer.copy(target._view(target._storage.materialize()), update)
+                target._storage.written()
+                target._storage.effects += 1
 
     def _keep(self, arrays: Sequence[NdArray | None]) -> None:
         """Hold what gradients will read; copies of what later functions may change as an effect."""
-        kept = []
+        kept, effects = [], 0
         for position in self._positions:
             data = arrays[position]
             assert data is not None
-            kept.append(data.snapshot() if data._storage.volatile else data)
+            if data._storage.volatile:
+                data = data.snapshot()
+            effects += data._storage.effects
+            kept.append(data)
         self._kept = tuple(kept)
-        self._effects = sum(data._storage.effects for data in kept)
+        self._effects = effects
 
     @property
     def seed(self) -> int:
@@ -328,7 +330,7 @@ class Node:
         value = self.output(0)
         data = value.data
         if source._storage.array is None and source._storage.pending is None:
-            self._read(source, 0, self.setup.backend)  # raises, with the input's name
+            self._arrays([0], [source])  # raises, with the input's name
         if source._storage.dtype == spec.dtype:
             data._storage = source._storage
             data._offset = source._offset
@@ -344,7 +346,7 @@ class Node:
         setup = self.setup
         results = []
         for i, spec in enumerate(setup.results):
-            value = self.live_output(i) if i < setup.n_outputs else None
+            value = self.live_output(i) if i < len(self.targets) else None
             if value is not None:
                 results.append(value.data)
             else:
@@ -355,17 +357,25 @@ class Node:
                 storage.array = reused._storage.array
         return results
 
-    def _read(self, data: NdArray, index: int, backend: Backend) -> Any:
+    def _arrays(self, positions: Iterable[int], found: Iterable[NdArray | None]) -> list[Any]:
+        """What is at these positions of a call, as arrays for functions."""
         setup = self.setup
+        backend, dtypes, names = setup.backend, setup.dtypes, setup.index_names
+        arrays: list[Any] = []
+        position = 0
         try:
-            if setup.index_input[index]:
-                name = setup.declaration.inputs[index]
-                return read_indices(data, backend, setup.function.name, name)
-            return data.read(backend.dtype, backend)
+            for position, data in zip(positions, found, strict=True):
+                if data is None:
+                    arrays.append(None)
+                elif names and position in names:
+                    name = names[position]
+                    arrays.append(read_indices(data, backend, setup.function.name, name))
+                else:
+                    arrays.append(data.read(dtypes[position], backend))
         except ClearedError as error:
-            names = setup.declaration.inputs
-            name = names[0] + f"[{index}]" if setup.declaration.variadic else names[index]
-            raise ClearedError(f"[{setup.function.name}] input {name}: {error}") from None
+            name = setup.position_name(position)
+            raise ClearedError(f"[{setup.function.name}] {name}: {error}") from None
+        return arrays
 
     def kept_arrays(self) -> dict[int, Any]:
         """The arrays that the gradients read, by position."""
@@ -374,28 +384,23 @@ class Node:
                 f"[backward] {self.setup.function.name} has nothing to compute gradients from: "
                 "call forward() first, and once before each backward(clear_buffer=True)"
             )
-        if self._effects != sum(data._storage.effects for data in self._kept):
+        effects = 0
+        for data in self._kept:
+            effects += data._storage.effects
+        if effects != self._effects:
             raise GraphError(
                 f"[backward] what the gradient of {self.setup.function.name} reads was changed, by "
                 "assign or another function with an effect, after its forward; call forward() again"
             )
-        setup = self.setup
-        n = len(self.sources)
-        arrays = {}
-        for position, data in zip(self._positions, self._kept, strict=True):
-            try:
-                if position < n:
-                    arrays[position] = self._read(data, position, setup.backend)
-                else:
-                    dtype = setup.results[position - n].dtype
-                    arrays[position] = data.read(dtype, setup.backend)
-            except ClearedError as error:
-                raise ClearedError(
-                    f"[backward] {setup.function.name} cannot compute its gradients: {error}; "
-                    "before backward() use forward(clear_no_need_grad=True), which keeps what "
-                    "gradients read, not clear_buffer=True"
-                ) from None
-        return arrays
+        try:
+            arrays = self._arrays(self._positions, self._kept)
+        except ClearedError as error:
+            raise ClearedError(
+                f"[backward] {self.setup.function.name} cannot compute its gradients: {error}; "
+                "before backward() use forward(clear_no_need_grad=True), which keeps what "
+                "gradients read, not clear_buffer=True"
+            ) from None
+        return dict(zip(self._positions, arrays, strict=True))
 
     def kept_data(self) -> dict[int, NdArray]:
         """As kept_arrays, but as NdArrays; empty where nothing was computed yet."""
@@ -435,10 +440,16 @@ def nodes_of(roots: Iterable[Value]) -> list[Node]:
 
 def needs(setup: Setup, sources: Sequence[Value | None]) -> tuple[bool, ...]:
     """For each input, whether a gradient is to be computed for it."""
-    return tuple(
-        value is not None and value.need_grad and setup.rule(i) is not None
-        for i, value in enumerate(sources)
-    )
+    found = []
+    for value, differentiable in zip(sources, setup.differentiable, strict=True):
+        if value is None or not differentiable:
+            found.append(False)
+            continue
+        need, parent = value.need, value.parent
+        if need is None:
+            need = parent is not None and True in parent.need
+        found.append(need)
+    return tuple(found)
 
 
 Hook = Callable[[Node], object]

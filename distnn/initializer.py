@@ -6,6 +6,7 @@ start equal to NNabla's, and equal on every rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,17 +148,17 @@ class OrthogonalInitializer(_RandomInitializer):
 
 def calc_normal_std_he_forward(inmaps: int, outmaps: int, kernel: Sequence[int] = (1, 1)) -> float:
     """Standard deviation sqrt(2 / (K inmaps)), K elements a kernel (arXiv:1502.01852)."""
-    return float(np.sqrt(2.0 / (np.prod(kernel) * inmaps)))
+    return math.sqrt(2.0 / (math.prod(kernel) * inmaps))
 
 
 def calc_normal_std_he_backward(inmaps: int, outmaps: int, kernel: Sequence[int] = (1, 1)) -> float:
     """Standard deviation sqrt(2 / (K outmaps)), K elements a kernel (arXiv:1502.01852)."""
-    return float(np.sqrt(2.0 / (np.prod(kernel) * outmaps)))
+    return math.sqrt(2.0 / (math.prod(kernel) * outmaps))
 
 
 def calc_normal_std_glorot(inmaps: int, outmaps: int, kernel: Sequence[int] = (1, 1)) -> float:
     """Standard deviation sqrt(2 / (K (inmaps + outmaps))) (Glorot & Bengio, AISTATS 2010)."""
-    return float(np.sqrt(2.0 / (np.prod(kernel) * (inmaps + outmaps))))
+    return math.sqrt(2.0 / (math.prod(kernel) * (inmaps + outmaps)))
 
 
 def calc_uniform_lim_glorot(
@@ -168,5 +169,5 @@ def calc_uniform_lim_glorot(
     >>> calc_uniform_lim_glorot(3, 3)
     (-1.0, 1.0)
     """
-    limit = float(np.sqrt(6.0 / (np.prod(kernel) * (inmaps + outmaps))))
+    limit = math.sqrt(6.0 / (math.prod(kernel) * (inmaps + outmaps)))
     return -limit, limit

@@ -152,6 +152,8 @@ _ROWS = 64
 def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
     """Sum over axes, with blocked summation along every axis; half precision adds in float32."""
     shape, dtype = x.shape, x.dtype
+    if axis == 0 and len(shape) == 2 and shape[0] <= _ROWS and not keepdims and dtype.char != "e":
+        return np.add.reduce(x, 0)  # what the text below comes to, for gradients of small biases
     if axis is None:
         summed = list(range(x.ndim))
     else:

@@ -444,13 +444,14 @@ class NdArray:
         """Copy values, of the host or of a device, in; they stay in the memory they come from."""
         _check_dtype("NdArray.data", values)
         backend = transfer.backend_of(values)
-        try:
-            values = backend.xp.broadcast(values, self._shape)
-        except ValueError:
-            raise ShapeError(
-                f"[data] the assigned array has shape {values.shape} but the array has "
-                f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
-            ) from None
+        if values.shape != self._shape:
+            try:
+                values = backend.xp.broadcast(values, self._shape)
+            except ValueError:
+                raise ShapeError(
+                    f"[data] the assigned array has shape {values.shape} but the array has "
+                    f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
+                ) from None
         storage = self._storage
         if not self._whole():
             transfer.copy(self._view(storage.materialize()), values)
@@ -460,7 +461,7 @@ class NdArray:
             placed = storage.home is not None and array is storage.home.array
             if array is None or array.dtype != values.dtype or not (placed or backend.holds(array)):
                 array = storage.allocate(values.dtype, backend)
-            transfer.copy(array.reshape(self._shape), values)
+            transfer.copy(array if array.shape == self._shape else self._view(array), values)
             storage.written()
 
     # -- operators: functions on arrays, from operators.py -------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, Token
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,7 @@ def _current_path() -> str:
     return "" if inside is None else inside[1]
 
 
-@contextmanager
-def parameter_scope(name: str, scope: Scope | None = None) -> Iterator[Scope]:
+class parameter_scope:  # used as a function
     """Look up and create parameters below `name` inside the block.
 
     Args:
@@ -48,6 +47,23 @@ def parameter_scope(name: str, scope: Scope | None = None) -> Iterator[Scope]:
     >>> sorted(nn.get_parameters())
     ['block/affine/W', 'block/affine/b']
     """
+
+    def __init__(self, name: str, scope: Scope | None = None) -> None:
+        self._name = name
+        self._scope = scope
+        self._tokens: list[Token] = []
+
+    def __enter__(self) -> Scope:
+        found = _below(self._name, self._scope)
+        self._tokens.append(_scope.set(found))
+        return found[0]
+
+    def __exit__(self, *exception: object) -> None:
+        _scope.reset(self._tokens.pop())
+
+
+def _below(name: str, scope: Scope | None = None) -> tuple[Scope, str]:
+    """The scope `name` below `scope`, or the current one, made where there is none; its path."""
     current = get_current_parameter_scope() if scope is None else scope
     path = _current_path() if scope is None else ""
     for part in _parts(name):
@@ -61,17 +77,18 @@ def parameter_scope(name: str, scope: Scope | None = None) -> Iterator[Scope]:
                 "a scope; choose another name"
             )
         current = found
-    token = _scope.set((current, path))
-    try:
-        yield current
-    finally:
-        _scope.reset(token)
+    return current, path
 
 
-def _parts(name: str) -> list[str]:
+def _parts(name: str) -> tuple[str, ...]:
     if not isinstance(name, str):
         raise ParameterError(f"[parameter_scope] name is {name!r}; pass a str")
-    return [part for part in name.strip("/").split("/") if part]
+    return _split(name)
+
+
+@functools.lru_cache(4096)
+def _split(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.strip("/").split("/") if part)
 
 
 def get_parameter(key: str) -> Variable | None:
@@ -194,26 +211,26 @@ def get_parameter_or_create(
     (2, 3)
     """
     *scopes, leaf = _parts(name)
-    with parameter_scope("/".join(scopes)) as scope:
-        parameter = scope.get(leaf)
-        if parameter is None:
-            if shape is None:
-                if not isinstance(initializer, np.ndarray):
-                    raise ParameterError(
-                        f"[get_parameter_or_create] {name!r} does not exist and shape is None; "
-                        "pass its shape"
-                    )
-                shape = initializer.shape
-            parameter = create_parameter(_current_path() + leaf, shape, initializer, need_grad)
-            scope[leaf] = parameter
-        elif not isinstance(parameter, Variable):
-            raise ParameterError(f"[get_parameter_or_create] {name!r} is a scope, not a parameter")
-        elif shape is not None and parameter.shape != tuple(shape):
-            raise ParameterError(
-                f"[get_parameter_or_create] {name!r} exists with shape {parameter.shape} but "
-                f"shape {tuple(shape)} is asked for; use another parameter_scope, or "
-                "nn.clear_parameters()"
-            )
-        elif parameter.need_grad != need_grad:
-            parameter.need_grad = need_grad
+    scope, path = _below("/".join(scopes))
+    parameter = scope.get(leaf)
+    if parameter is None:
+        if shape is None:
+            if not isinstance(initializer, np.ndarray):
+                raise ParameterError(
+                    f"[get_parameter_or_create] {name!r} does not exist and shape is None; "
+                    "pass its shape"
+                )
+            shape = initializer.shape
+        parameter = create_parameter(path + leaf, shape, initializer, need_grad)
+        scope[leaf] = parameter
+    elif not isinstance(parameter, Variable):
+        raise ParameterError(f"[get_parameter_or_create] {name!r} is a scope, not a parameter")
+    elif shape is not None and parameter.shape != tuple(shape):
+        raise ParameterError(
+            f"[get_parameter_or_create] {name!r} exists with shape {parameter.shape} but "
+            f"shape {tuple(shape)} is asked for; use another parameter_scope, or "
+            "nn.clear_parameters()"
+        )
+    elif parameter.need_grad != need_grad:
+        parameter.need_grad = need_grad
     return parameter.get_unlinked_variable(need_grad if as_need_grad is None else as_need_grad)

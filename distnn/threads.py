@@ -158,12 +158,12 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
 
     a (..., M, K), b (..., K, N), out (..., M, N); leading axes broadcast.
     """
-    rows, depth = a.shape[-2:]
-    columns = b.shape[-1]
-    batch = math.prod(out.shape[:-2])
-    work = batch * rows * depth * columns
+    depth = a.shape[-1]
+    work = out.size * depth
     if work <= _SMALL_PRODUCT:
-        return np.matmul(a, b, out=out)
+        return np.matmul(a, b, out)
+    rows, columns = out.shape[-2:]
+    batch = math.prod(out.shape[:-2])
     with single_threaded_blas:
         if work < 2 * _PART:
             np.matmul(a, b, out=out)

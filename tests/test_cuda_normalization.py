@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("gpu")
 every_dtype = pytest.mark.parametrize("dtype", list("efd"))
 
 EPS, DECAY = 1e-3, 0.75
+WIDE = {"e": "f", "f": "f", "d": "d"}  # of statistics that are saved or kept running
 
 # (shape, axes): (A, C, B) blocks with A, C or B of 1, few and many elements a channel, lengths of
 # whole packs or not, and channel axes that are not neighbours.
@@ -79,9 +80,9 @@ def forward(function, values, place=up, **given):
     arrays = [None if a is None else place(a) for a in arrays]
     xp, options = namespace(values.dtype), {"decay_rate": DECAY, "eps": EPS}
     own = twin(function).forward(xp, *arrays, **options)
-    out = tuple(up(np.full(a.shape, np.nan, a.dtype)) for a in own[:4])
+    out = tuple(up(np.full(a.shape, np.nan, a.dtype)) for a in own[:5])
     into = twin(function).forward(xp, *arrays, **options, out=out)
-    for a, b, c in zip(own, into, (*out, *own[4:]), strict=True):
+    for a, b, c in zip(own, into, (*out, *own[5:]), strict=True):
         same_bits(a, b)
         same_bits(a, c)
     return own
@@ -100,14 +101,16 @@ def test_statistics_and_results_agree_with_the_definition(shape, axes, dtype):
         (x - mean) * inverse * gamma + beta,
         mean,
         variance,
+        mean,
         inverse,
         DECAY * old_mean + (1 - DECAY) * mean,
         DECAY * old_variance + (1 - DECAY) * unbiased,
     )
     # A mean near 0 is as exact as the deviations are.
     deviation = np.sqrt(variance).max()
-    for result, e, scale in zip(results, expected, (0, deviation, 0, 0, 1, 0), strict=True):
-        close(result, e, dtype, times=2, scale=scale)
+    scales = (0, deviation, 0, deviation, 0, 1, 0)
+    for i, (result, e, scale) in enumerate(zip(results, expected, scales, strict=True)):
+        close(result, e, dtype if i < 3 else WIDE[dtype], times=2, scale=scale)
     for result, again in zip(
         results, forward(BatchNormalization.of(axes), values, moved), strict=True
     ):
@@ -152,6 +155,25 @@ def test_a_large_mean_costs_no_more_than_its_rounding(shape):
     np.testing.assert_allclose(variance.get(), exact[1], rtol=2e-6)
 
 
+@pytest.mark.parametrize("kind", [BatchNormalization, FusedBatchNormalization])
+@pytest.mark.parametrize("shape", [(5000, 3), (8, 3, 20, 20), (40, 3, 6)])
+def test_a_large_mean_in_half_precision_costs_the_rounding_of_results(shape, kind):
+    """Rounded to half, the mean would be off by up to half a deviation."""
+    values = Inputs(shape, (1,), "e", shift=2000.0)
+    mean, _, inverse = values.statistics()
+    x, beta, gamma = values.wide("x", "beta", "gamma")
+    fused = kind is FusedBatchNormalization
+    y, *_, new_mean, _ = forward(kind.of((1,)), values, **({"z": None} if fused else {}))
+    expected = (x - mean) * inverse * gamma + beta
+    close(y, np.maximum(expected, 0) if fused else expected, "e")
+    (old_mean,) = values.wide("mean")
+    np.testing.assert_allclose(new_mean.get(), DECAY * old_mean + (1 - DECAY) * mean, rtol=1e-6)
+    expected = exact_gradients(values, ("dy",))
+    found = backward(BatchNormalization.of((1,)), values, ("x", "gamma"), ("dy",))
+    for name, gradient in found.items():
+        close(gradient, expected[name], "e")
+
+
 @pytest.mark.parametrize("shape", [(5000, 3), (8, 3, 20, 20), (40, 3, 6)])
 def test_one_value_far_from_the_others_does_not_spoil_the_variance(shape):
     """Where it is the first one, to which a thread takes differences, it costs most: 64 eps."""
@@ -174,7 +196,7 @@ def test_equal_values_have_no_variance():
 
 def backward(function, values, need, outer, y=None, place=up, gamma=True):
     """Gradients by name: those that `need` names."""
-    mean, _, inverse = (v.astype(values.dtype) for v in values.statistics())
+    mean, _, inverse = (v.astype(WIDE[values.dtype]) for v in values.statistics())
     shapes = {"x": values.x, "beta": mean, "gamma": mean, "z": values.x}
     names = ["x", "beta", "gamma", "mean", "variance", "z"]
     targets = {n: up(np.full(shapes[n].shape, np.nan, values.dtype)) for n in need}
@@ -192,7 +214,8 @@ def backward(function, values, need, outer, y=None, place=up, gamma=True):
 
 def exact_gradients(values, outer, mask=None, gamma=True):
     """Of sum(y dy) + sum(mean dmean) + sum(variance dvariance), with statistics as rounded."""
-    mean, _, inverse = (v.astype(values.dtype).astype(np.float64) for v in values.statistics())
+    wide = WIDE[values.dtype]
+    mean, _, inverse = (v.astype(wide).astype(np.float64) for v in values.statistics())
     x, dy, dmean, dvariance, scale = values.wide("x", "dy", "dmean", "dvariance", "gamma")
     dy = dy * (1 if mask is None else mask) if "dy" in outer else 0 * dy
     scale = scale if gamma else 1
@@ -286,7 +309,7 @@ def test_few_launches(shape, axes, count):
     launches(lambda: fused.forward(xp, *arrays, **options), count)
     fixed = twin(FixedNormalization.of(axes))
     launches(lambda: fixed.forward(xp, *arrays[:5], eps=EPS), 1)
-    y, mean, _, inverse, *_ = fused.forward(xp, *arrays, **options)
+    y, _, _, mean, inverse, *_ = fused.forward(xp, *arrays, **options)
     names = ("x", "beta", "gamma", "z")
     need = SimpleNamespace(**dict.fromkeys(names, True))
     targets = [up(np.empty(a.shape, "f")) for a in (y, mean, mean, y)]

@@ -57,10 +57,6 @@ SMOOTH = [
     # A rounded input falls on the other side of a step, or picks another element.
     not in {"max", "min", "floor", "ceil", "sign", "one_hot", "top_n_error", "max_pooling"}
     and not any(word in case.name for word in ("equal", "greater", "less", "dropout"))
-    # Channels whose mean is far larger than their deviation: statistics have the context's dtype.
-    and not (
-        "batch_normalization" in case.name and ("many" in case.note or "first and" in case.note)
-    )
 ]
 
 

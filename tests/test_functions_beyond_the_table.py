@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import distnn as nn
+import distnn.communicators as C
 import distnn.functions as F
 from distnn.formula import Formula
 
@@ -381,3 +382,36 @@ def test_fused_batch_normalization_has_the_bits_of_its_parts(batch_stat, added, 
         for one, parts in zip(outcome(True), outcome(False), strict=True):
             assert one.dtype == parts.dtype
             np.testing.assert_array_equal(one, parts)
+
+
+@pytest.mark.parametrize("axes", [[1], [1, 3]])
+@pytest.mark.parametrize("name", ["batch_", "fused_batch_", "sync_batch_"])
+def test_a_mean_far_larger_than_the_deviation_is_exact_in_half_precision(name, axes, extension):
+    """Rounded to half, a mean of 2000 is off by up to half a deviation of these channels."""
+    rng = np.random.RandomState(0)
+    x = (2000 + 2 * rng.standard_normal((6, 3, 4, 5))).astype(np.float16)
+    dy = rng.standard_normal(x.shape).astype(np.float16)
+    kept = tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
+    others = tuple(i for i in range(4) if i not in axes)
+    exact = x.astype(np.float64)
+    mean, variance = exact.mean(others, keepdims=True), exact.var(others, keepdims=True)
+    deviation, count = np.sqrt(variance + 1e-5), x.size // mean.size
+    normal = (exact - mean) / deviation
+    passed = dy * (normal > 0) if name == "fused_batch_" else dy.astype(np.float64)
+    total, dot = (v.mean(others, keepdims=True) for v in (passed, passed * normal))
+    with nn.context_scope(nn.Context([f"{extension}:half"])):
+        leaf = nn.Variable.from_numpy_array(x, need_grad=True)
+        running = [nn.Variable.from_numpy_array(np.zeros(kept, np.float32)) for _ in range(2)]
+        comm = C.DataParallelCommunicator()
+        comm.init()
+        ranks = (comm,) if name == "sync_batch_" else ()
+        function = getattr(F, f"{name}normalization")
+        y = function(leaf, None, None, *running, *ranks, axes=axes)
+        y.forward()
+        y.backward(nn.NdArray.from_numpy_array(dy))
+        expected = np.maximum(normal, 0) if name == "fused_batch_" else normal
+        np.testing.assert_allclose(y.d.astype(float), expected, rtol=1e-3, atol=2e-3)
+        slope = (passed - total - normal * dot) / deviation
+        np.testing.assert_allclose(leaf.g.astype(float), slope, rtol=1e-3, atol=2e-3)
+        np.testing.assert_allclose(running[0].d, 0.1 * mean, rtol=1e-6)
+        np.testing.assert_allclose(running[1].d, 0.1 * variance * count / (count - 1), rtol=1e-5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backend import CpuBackend
+from ..formula import Assignments, Formula
 from ..function import Function, Spec
+from ..kernels import compiler_loads
 from ..namespace import NumpyNamespace
-from .twin import implementation
+from .twin import implementation, worthwhile
 
 
 class NumbaNamespace(NumpyNamespace):
@@ -22,6 +24,21 @@ class NumbaNamespace(NumpyNamespace):
             return results
         n = len(function.declaration.outputs)
         return results[0] if n == 1 else results[:n]
+
+    def evaluate(
+        self,
+        formula: Formula,
+        arrays: Mapping[str, np.ndarray],
+        numbers: Mapping[str, float],
+        out: np.ndarray,
+    ) -> np.ndarray:
+        if worthwhile((out,)) and compiler_loads():
+            from . import elementwise
+
+            values = [arrays[name] for name in formula.arrays]
+            if elementwise.evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
+                return out
+        return formula.evaluate(arrays, numbers, out)
 
 
 class NumbaBackend(CpuBackend):
@@ -35,3 +52,12 @@ class NumbaBackend(CpuBackend):
 
     def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
         return implementation(function, specs)
+
+    def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
+        for arrays, numbers in jobs:
+            if worthwhile(arrays) and compiler_loads():
+                from . import elementwise
+
+                if elementwise.run(rule, arrays, numbers):
+                    continue
+            rule.run(arrays, numbers)

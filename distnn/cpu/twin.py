@@ -10,7 +10,7 @@ from ..kernels import compiler_loads
 from ..twin import Twin, twin_class
 
 # Where no input has as many elements, starting a kernel costs more than it saves: see docs/cpu.md.
-SMALLEST = 2048
+SMALLEST = 8192
 # Kernels compute in these; half precision is NumPy's.
 DTYPES = "fd"
 

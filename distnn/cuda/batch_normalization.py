@@ -65,7 +65,8 @@ def normalize(
 ) -> None:
     """y = gamma (x - mean) / deviation + beta, + z, relu.
 
-    `spread` is the inverse deviation, or with `eps` the variance. x and z are turned.
+    `spread` is the inverse deviation, or with `eps` the variance; like the mean it has the dtype
+    of computing(). x and z are turned.
     """
     if not x.size:
         return
@@ -77,7 +78,7 @@ def normalize(
     number = np.dtype(computing(x.dtype.char)).type
     run(
         blocks, THREADS, x, mean, spread, np.int32(eps is not None), number(eps or 0),
-        *optional(mean, beta, gamma), target, *(() if z is None else (z,)), *sizes,
+        *optional(x, beta, gamma), target, *(() if z is None else (z,)), *sizes,
     )  # fmt: skip
     layout.put_back(target, y)
 
@@ -122,11 +123,11 @@ def forward(
     out: Any,
 ) -> Any:
     """What both twins with batch statistics do."""
-    shape = mean.shape
     if out is None:
-        out = (cupy.empty_like(x), *(cupy.empty(shape, x.dtype) for _ in range(3)))
+        specs = function.setup(x, beta, gamma, mean, variance)
+        out = tuple(cupy.empty(spec.shape, spec.dtype) for spec in specs)
     y, *results = out
-    updated = [cupy.empty(shape, x.dtype) for _ in range(2)]
+    updated = [cupy.empty_like(results[-1]) for _ in range(2)]
     layout = Layout(function, x.shape)
     x = layout.turned(x)
     count = layout.count
@@ -140,9 +141,9 @@ def forward(
         ),
         *layout.blocks,
     )  # fmt: skip
-    batch_mean, _, inverse = results
+    *_, centre, inverse = results
     z = None if z is None else layout.turned(z)
-    normalize(layout, x, batch_mean, inverse, beta, gamma, y, z, relu)
+    normalize(layout, x, centre, inverse, beta, gamma, y, z, relu)
     return (*out, *updated)
 
 
@@ -171,8 +172,8 @@ def backward(
     normalization_kernels.gradient_numbers(x.dtype.char, y is not None).channels(
         (dy, x, mean, *(() if y is None else (y,))),
         (
-            inverse, *optional(mean, gamma, dmean, dvariance), np.float64(layout.count),
-            np.int64(c), *optional(mean, *targets), numbers,
+            inverse, *optional(x, gamma, dmean, dvariance), np.float64(layout.count),
+            np.int64(c), *optional(x, *targets), numbers,
         ),
         *layout.blocks,
     )  # fmt: skip
@@ -211,13 +212,13 @@ class BatchNormalization(Twin):
         dbatch_variance: Any,
         x: Any,
         gamma: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         *,
         out: Any,
     ) -> None:
         outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, None, batch_mean, inverse_deviation, out)
+        backward(self.function, need, *outer, x, gamma, None, centre, inverse_deviation, out)
 
 
 class FusedBatchNormalization(Twin):
@@ -250,13 +251,13 @@ class FusedBatchNormalization(Twin):
         x: Any,
         gamma: Any,
         y: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         *,
         out: Any,
     ) -> None:
         outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, y, batch_mean, inverse_deviation, out)
+        backward(self.function, need, *outer, x, gamma, y, centre, inverse_deviation, out)
 
 
 class FixedNormalization(Twin):
@@ -267,5 +268,6 @@ class FixedNormalization(Twin):
     ) -> Any:
         y = cupy.empty_like(x)
         layout = Layout(self.function, x.shape)
+        mean, variance = (a.astype(computing(x.dtype.char), copy=False) for a in (mean, variance))
         normalize(layout, layout.turned(x), mean, variance, beta, gamma, y, eps=eps)
         return y

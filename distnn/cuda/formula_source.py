@@ -5,19 +5,18 @@ in double for float64. A float16 or bfloat16 result is rounded once, when it is 
 rounds every operation: so its bits depend on function and dtype, not on what a formula is fused
 with.
 
-Expressions of numbers alone are computed on the host, in Python's floats, and enter the kernel as
-arguments that are rounded to the arrays' dtype, as with NumPy: `x * (1 / step)` is compiled once.
+formula_lines.py makes the lines.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..formula import Assignments, Formula, is_number, number_function, operation
+from ..formula import Assignments, Formula
+from ..formula_lines import Lines, written
 from .kernels import FLOATS, TYPES
 
 # CUDA C++ of each operation, by NumPy's name. {name} is that name, {f} the suffix of functions of
@@ -62,6 +61,7 @@ _TEXTS = {
     ),
     "floor": "{name}{f}({0})",
     "ceil": "{name}{f}({0})",
+    "literal": "(T){0}",
 }
 
 
@@ -89,10 +89,10 @@ def computing_dtype(common: np.dtype) -> np.dtype:
 
 def formula_code(formula: Formula, common: np.dtype) -> DeviceCode:
     """`T value(T a0, T a1, ..., T n0, ...)`: the formula of an element of each of its arrays."""
-    lines = _Lines(formula.arrays, formula.numbers, common)
+    lines = _lines(formula.arrays, formula.numbers, common)
     result = lines.value(formula.tree)
     parameters = [f"const T a{i}" for i in range(len(formula.arrays))]
-    return lines.function("T value", parameters, [f"return {result};"])
+    return _code(lines, "T value", parameters, [f"return {result};"])
 
 
 def assignments_code(rule: Assignments, dtypes: Sequence[np.dtype]) -> DeviceCode:
@@ -100,107 +100,36 @@ def assignments_code(rule: Assignments, dtypes: Sequence[np.dtype]) -> DeviceCod
 
     An array's element is rounded to its dtype when it is assigned, a name's value is not.
     """
-    common = common_dtype(dtypes)
-    lines = _Lines(rule.arrays, rule.numbers, common)
-    for target, tree in rule.statements:
-        value = lines.value(tree)
-        if target in rule.arrays:
-            dtype = dtypes[rule.arrays.index(target)]
-            value = (
-                value if dtype == lines.dtype else lines.named(f"(T)({TYPES[dtype.char]}){value}")
-            )
-        lines.names[target] = value
+    lines = _lines(rule.arrays, rule.numbers, common_dtype(dtypes))
+
+    def rounded(target: str, value: str) -> str:
+        dtype = dtypes[rule.arrays.index(target)]
+        return value if dtype == lines.dtype else lines.named(f"(T)({TYPES[dtype.char]}){value}")
+
+    lines.assign(rule, rounded)
     parameters, stores = [], []
     for i, name in enumerate(rule.arrays):
         assigned = name in written(rule)
         parameters.append(f"T& a{i}" if assigned else f"const T a{i}")
         stores += [f"a{i} = {lines.names[name]};"] * assigned
-    return lines.function("void update", parameters, stores)
+    return _code(lines, "void update", parameters, stores)
 
 
-def written(rule: Assignments) -> set[str]:
-    """Names of the arrays that a rule assigns to."""
-    return {target for target, _ in rule.statements} & {*rule.arrays}
+def _lines(arrays: Sequence[str], numbers: Sequence[str], common: np.dtype) -> Lines:
+    dtype = computing_dtype(common)
+    suffix = "f" if dtype == np.float32 else ""
+    largest = repr(float(np.finfo(dtype).max))
+    return Lines(arrays, numbers, common, dtype, _TEXTS, f=suffix, largest=largest)
 
 
-class _Lines:
-    """Statements that compute a formula, one operation each; equal operations are computed once."""
-
-    def __init__(self, arrays: Sequence[str], numbers: Sequence[str], common: np.dtype) -> None:
-        self.names = {name: f"a{i}" for i, name in enumerate(arrays)}
-        self.numbers = numbers
-        self.common = common
-        self.dtype = computing_dtype(common)
-        self._lines: dict[str, str] = {}  # text of an operation -> name of its result
-        self._parameters: dict[str, tuple[str, ast.expr]] = {}  # text of an expression -> its name
-        self._conditions: list[ast.expr] = []
-
-    def value(self, node: ast.expr) -> str:
-        """The name of the node's value, or a constant."""
-        if is_number(node, self.numbers):
-            return self._number(node)
-        if isinstance(node, ast.Name):
-            return self.names[node.id]
-        name, arguments = operation(node)
-        if name == "where" and is_number(arguments[0], self.numbers):
-            condition, yes, no = arguments
-            operands = [
-                self._number(condition),
-                self._under(condition, yes),
-                self._under(ast.Call(ast.Name("logical_not"), [condition], []), no),
-            ]
-        else:
-            operands = [self.value(argument) for argument in arguments]
-        if name == "power" and is_number(arguments[1], self.numbers):
-            name = "power to a number"
-        suffix = "f" if self.dtype == np.float32 else ""
-        largest = repr(float(np.finfo(self.dtype).max))
-        text = _TEXTS[name].format(*operands, name=name, f=suffix, largest=largest)
-        return self.named(text)
-
-    def named(self, text: str) -> str:
-        """The name of what the text computes."""
-        return self._lines.setdefault(text, f"t{len(self._lines)}")
-
-    def function(self, head: str, parameters: list[str], last: list[str]) -> DeviceCode:
-        expressions = list(self._parameters.values())
-        parameters = parameters + [f"const T {name}" for name, _ in expressions]
-        lines = [f"const T {name} = {text};" for text, name in self._lines.items()] + last
-        text = (
-            f"typedef {TYPES[self.dtype.char]} T;\n\n"
-            f"static __device__ __forceinline__ {head}({', '.join(parameters)}) {{\n"
-            + "".join(f"  {line}\n" for line in lines)
-            + "}\n"
-        )
-        compute = number_function([tree for _, tree in expressions], self.numbers)
-        dtype = self.dtype.type
-        common = self.common.type
-        # A number of two bytes enters as a float of the same value.
-        rounded = dtype if self.common == self.dtype else lambda value: dtype(common(value))
-
-        def settings(*numbers: float) -> list:
-            return [rounded(value) for value in compute(*numbers)]
-
-        return DeviceCode(text, len(expressions), settings if expressions else _nothing)
-
-    def _under(self, condition: ast.expr, node: ast.expr) -> str:
-        """The value of a branch; its numbers are computed only where the branch is taken."""
-        self._conditions.append(condition)
-        name = self.value(node)
-        self._conditions.pop()
-        return name
-
-    def _number(self, node: ast.expr) -> str:
-        if not any(isinstance(n, ast.Name) and n.id in self.numbers for n in ast.walk(node)):
-            with np.errstate(all="ignore"):
-                value = float(self.common.type(number_function([node], ())()[0]))
-            if np.isfinite(value):
-                return f"(T){value!r}"
-        for condition in reversed(self._conditions):
-            node = ast.Call(ast.Name("where"), [condition, node, ast.Constant(0)], [])
-        name = f"n{len(self._parameters)}"
-        return self._parameters.setdefault(ast.unparse(node), (name, node))[0]
-
-
-def _nothing(*numbers: float) -> list:
-    return []
+def _code(lines: Lines, head: str, parameters: list[str], last: list[str]) -> DeviceCode:
+    names = lines.parameters
+    parameters = parameters + [f"const T {name}" for name in names]
+    body = [f"const T {name} = {text};" for text, name in lines.operations.items()] + last
+    text = (
+        f"typedef {TYPES[lines.dtype.char]} T;\n\n"
+        f"static __device__ __forceinline__ {head}({', '.join(parameters)}) {{\n"
+        + "".join(f"  {line}\n" for line in body)
+        + "}\n"
+    )
+    return DeviceCode(text, len(names), lines.settings())

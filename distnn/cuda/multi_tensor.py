@@ -16,8 +16,9 @@ import cupy
 import numpy as np
 
 from ..formula import Assignments
+from ..formula_lines import written
 from . import labels, transfer
-from .formula_source import assignments_code, written
+from .formula_source import assignments_code
 from .kernels import FLOATS, THREADS, TYPES, Kernel, includes, kernel
 from .pack import header, pack_length
 

@@ -1,6 +1,6 @@
 """Kernels of batch normalization: statistics, the normalization, sums of gradients, the gradient.
 
-Statistics of half precision are computed in float32 and stored in half.
+Statistics of half precision are float32; those that users see are stored in half, too.
 """
 
 from __future__ import annotations
@@ -64,15 +64,17 @@ struct Statistics {
   double count, eps, unbiased;
   W decay, fresh;
   const T *old_mean, *old_variance;
-  T *mean, *variance, *inverse, *new_mean, *new_variance;
+  T *mean, *variance;
+  W *centre, *inverse, *new_mean, *new_variance;
   __device__ void store(long long i, const Moments& found) const {
     typedef Number<T> N;
-    mean[i] = N::down((W)found.mean);
-    variance[i] = N::down((W)((double)found.squares / count));
-    const W m = N::up(mean[i]), v = N::up(variance[i]);
-    inverse[i] = N::down((W)(1 / sqrt((double)v + eps)));
-    new_mean[i] = N::down(decay * N::up(old_mean[i]) + fresh * m);
-    new_variance[i] = N::down(decay * N::up(old_variance[i]) + (W)unbiased * v);
+    const W m = (W)found.mean, v = (W)((double)found.squares / count);
+    mean[i] = N::down(m);
+    variance[i] = N::down(v);
+    centre[i] = m;
+    inverse[i] = (W)(1 / sqrt((double)v + eps));
+    new_mean[i] = decay * N::up(old_mean[i]) + fresh * m;
+    new_variance[i] = decay * N::up(old_variance[i]) + (W)unbiased * v;
   }
 };
 """
@@ -81,7 +83,8 @@ template <int N> struct Normalize {{
   struct Constant {{ W mean, scale, shift; }};
   struct Items {{ Pack<T, N> x{z_item}; }};
   static const int lanes = N, arrays = {arrays};
-  const T *x, *mean, *spread;
+  const T* x;
+  const W *mean, *spread;
   int given;  // spread: the variance (given) or the inverse deviation
   W eps;
   const T *beta, *gamma;
@@ -90,9 +93,8 @@ template <int N> struct Normalize {{
   {z_field}
   bool whole;
   __device__ Constant constant(long long channel) const {{
-    const W found = Number<T>::up(spread[channel]);
-    const W inverse = given ? 1 / square_root(found + eps) : found;
-    return Constant{{Number<T>::up(mean[channel]),
+    const W inverse = given ? 1 / square_root(spread[channel] + eps) : spread[channel];
+    return Constant{{mean[channel],
                      scaled ? inverse * Number<T>::up(gamma[channel]) : inverse,
                      shifted ? Number<T>::up(beta[channel]) : (W)0}};
   }}
@@ -108,7 +110,7 @@ template <int N> struct Normalize {{
     write<T, N>(y + i, result, whole);
   }}
 }};
-extern "C" __global__ void {name}(const T* x, const T* mean, const T* spread, int given, W eps,
+extern "C" __global__ void {name}(const T* x, const W* mean, const W* spread, int given, W eps,
                                   const T* beta, const T* gamma, int shifted, int scaled, T* y,
                                   {z_parameter}{parameters}) {{
   const bool whole = aligned<{lanes}>(x) && aligned<{lanes}>(y){z_whole};
@@ -131,10 +133,11 @@ template <int N> struct Terms {{
   typedef W Constant;
   struct Items {{ Pack<T, N> dy, x{y_item}; }};
   static const int lanes = N, arrays = 2;
-  const T *dy, *x, *mean;
+  const T *dy, *x;
+  const W* mean;
   {y_field}
   bool whole;
-  __device__ W constant(long long channel) const {{ return Number<T>::up(mean[channel]); }}
+  __device__ W constant(long long channel) const {{ return mean[channel]; }}
   __device__ Sums begin() const {{ return Sums::empty(); }}
   __device__ Items load(long long i) const {{
     return Items{{read<T, N>(dy + i, whole), read<T, N>(x + i, whole){y_load}}};
@@ -163,7 +166,8 @@ __device__ inline void set_numbers(W* numbers, long long channels, long long i, 
 _GRADIENTS = """
 // dbeta and dgamma, and the numbers of dx.
 struct Gradients {
-  const T *inverse, *gamma, *dmean, *dvariance;
+  const W* inverse;
+  const T *gamma, *dmean, *dvariance;
   int scaled, with_dmean, with_dvariance;
   double count;
   long long channels;
@@ -172,8 +176,8 @@ struct Gradients {
   W* numbers;
   __device__ void store(long long i, const Sums& sums) const {
     typedef Number<T> N;
-    const double deviation = N::up(inverse[i]), product = (double)sums.product * deviation;
-    const W scale = scaled ? N::up(inverse[i]) * N::up(gamma[i]) : N::up(inverse[i]);
+    const double deviation = inverse[i], product = (double)sums.product * deviation;
+    const W scale = scaled ? inverse[i] * N::up(gamma[i]) : inverse[i];
     set_numbers(numbers, channels, i, count, deviation, scale, (double)sums.dy, product,
                 with_dmean ? (double)N::up(dmean[i]) : 0,
                 with_dvariance ? (double)N::up(dvariance[i]) : 0);
@@ -187,7 +191,8 @@ template <int N> struct InputGradient {{
   struct Constant {{ W mean, scale, slope, offset; }};
   struct Items {{ Pack<T, N> dy, x{y_item}; }};
   static const int lanes = N, arrays = 2;
-  const T *dy, *x, *mean;
+  const T *dy, *x;
+  const W* mean;
   {y_field}
   const W* numbers;
   long long channels;
@@ -195,7 +200,7 @@ template <int N> struct InputGradient {{
   int need_dx, need_dz;
   bool whole;
   __device__ Constant constant(long long channel) const {{
-    return Constant{{Number<T>::up(mean[channel]), numbers[channel], numbers[channels + channel],
+    return Constant{{mean[channel], numbers[channel], numbers[channels + channel],
                      numbers[2 * channels + channel]}};
   }}
   __device__ Items load(long long i) const {{
@@ -214,7 +219,7 @@ template <int N> struct InputGradient {{
     if (need_dz) write<T, N>(dz + i, of_z, whole);
   }}
 }};
-extern "C" __global__ void {name}(const T* dy, const T* x, const T* mean, {y_parameter}
+extern "C" __global__ void {name}(const T* dy, const T* x, const W* mean, {y_parameter}
                                   const W* numbers, long long channels, T* dx, T* dz, int need_dx,
                                   int need_dz, {parameters}) {{
   const bool whole = aligned<{lanes}>(dy) && aligned<{lanes}>(x){y_whole} &&
@@ -250,14 +255,14 @@ def statistics(dtype: str) -> Reduction:
 
     input: x.
     outputs: count, eps, (1 - decay_rate) count / (count - 1), decay_rate, 1 - decay_rate, the
-        running mean and variance, and the five results.
+        running mean and variance, and the six results.
     """
     sink = End(
         "double count, double eps, double unbiased, W decay, "
-        "W fresh, const T* old_mean, const T* old_variance, T* mean, T* variance, T* inverse, "
-        "T* new_mean, T* new_variance",
+        "W fresh, const T* old_mean, const T* old_variance, T* mean, T* variance, W* centre, "
+        "W* inverse, W* new_mean, W* new_variance",
         "Statistics{count, eps, unbiased, decay, fresh, old_mean, old_variance, "
-        "mean, variance, inverse, new_mean, new_variance}",
+        "mean, variance, centre, inverse, new_mean, new_variance}",
     )
     return moments("statistics", dtype, _STATISTICS, sink)
 
@@ -273,7 +278,7 @@ def sums(name: str, dtype: str, relu: bool, sink_text: str, sink: End) -> Reduct
         state="Sums",
         state_bytes=2 * np.dtype(computing(dtype)).itemsize,
         source=End(
-            f"const T* dy, const T* x, const T* mean{', const T* y' * relu}",
+            f"const T* dy, const T* x, const W* mean{', const T* y' * relu}",
             f"Terms<{{lanes}}>{{dy, x, mean{y}, aligned<{{lanes}}>(dy) && "
             f"aligned<{{lanes}}>(x){' && aligned<{lanes}>(y)' * relu}}}",
         ),
@@ -304,7 +309,7 @@ def gradient_numbers(dtype: str, relu: bool) -> Reduction:
         dbeta, dgamma, whether these are wanted, and the numbers.
     """
     sink = End(
-        "const T* inverse, const T* gamma, const T* dmean, const T* dvariance, int scaled, "
+        "const W* inverse, const T* gamma, const T* dmean, const T* dvariance, int scaled, "
         "int with_dmean, int with_dvariance, double count, long long channels, T* dbeta, "
         "T* dgamma, int need_beta, int need_gamma, W* numbers",
         "Gradients{inverse, gamma, dmean, dvariance, scaled, with_dmean, with_dvariance, count, "

@@ -16,7 +16,7 @@ from .normalization_kernels import NUMBERS, moments, sums, types
 from .numbers import numbers
 from .tree import End, Reduction
 
-# Count, sums, and sums of squares about the mean, which is rounded to the dtype: what
+# Count, sums, and sums of squares about the mean, which is rounded to W: what
 # functions/sync_batch_normalization.py exchanges.
 _LOCAL_MOMENTS = """
 struct Message {
@@ -24,7 +24,7 @@ struct Message {
   double* message;
   __device__ void store(long long i, const Moments& found) const {
     const double n = (double)found.n, mean = found.mean;
-    const double apart = mean - (double)Number<T>::up(Number<T>::down((W)mean));
+    const double apart = mean - (double)(W)mean;
     if (i == 0) message[0] = n;
     message[1 + i] = mean * n;
     message[1 + channels + i] = (double)found.squares + n * apart * apart;
@@ -32,13 +32,11 @@ struct Message {
 };
 """
 _MERGE = """
-__device__ inline double rounded(double value) {{
-  return (double)Number<T>::up(Number<T>::down((W)value));
-}}
+__device__ inline double rounded(double value) {{ return (double)(W)value; }}
 extern "C" __global__ void {name}(const double* messages, long long ranks, long long channels,
                                   double eps, double decay, const T* old_mean,
-                                  const T* old_variance, T* mean, T* variance, T* inverse,
-                                  double* count, T* new_mean, T* new_variance) {{
+                                  const T* old_variance, T* mean, T* variance, W* centre,
+                                  W* inverse, double* count, W* new_mean, W* new_variance) {{
   typedef Number<T> N;
   const long long step = 1 + 2 * channels;
   for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < channels;
@@ -60,33 +58,34 @@ extern "C" __global__ void {name}(const double* messages, long long ranks, long 
     const double spread = rounded(squares / all), unbiased = all / (all > 2 ? all - 1 : 1);
     mean[i] = N::down((W)wanted);
     variance[i] = N::down((W)spread);
-    inverse[i] = N::down((W)(1 / sqrt(spread + eps)));
+    centre[i] = (W)wanted;
+    inverse[i] = (W)(1 / sqrt(spread + eps));
     if (i == 0) count[0] = all;
-    new_mean[i] = N::down((W)decay * N::up(old_mean[i]) + (W)(1 - decay) * (W)wanted);
-    new_variance[i] = N::down((W)decay * N::up(old_variance[i]) +
-                              (W)((1 - decay) * unbiased) * (W)spread);
+    new_mean[i] = (W)decay * N::up(old_mean[i]) + (W)(1 - decay) * (W)wanted;
+    new_variance[i] =
+        (W)decay * N::up(old_variance[i]) + (W)((1 - decay) * unbiased) * (W)spread;
   }}
 }}
 """
 _LOCAL_SUMS = """
 // Sums of dy and of dy x': the first and the second row of an array.
 struct Message {
-  const T* inverse;
+  const W* inverse;
   long long channels;
   double* message;
   __device__ void store(long long i, const Sums& found) const {
     message[i] = (double)found.dy;
-    message[channels + i] = (double)found.product * (double)Number<T>::up(inverse[i]);
+    message[channels + i] = (double)found.product * (double)inverse[i];
   }
 };
 """
 # The rows of `message` are sums over all ranks of dy, dy x', dmean and dvariance.
 _NUMBERS = """
-extern "C" __global__ void {name}(const double* message, const double* count, const T* inverse,
+extern "C" __global__ void {name}(const double* message, const double* count, const W* inverse,
                                   const T* gamma, int scaled, long long channels, W* numbers) {{
   for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < channels;
        i += (long long)blockDim.x * gridDim.x) {{
-    const W deviation = Number<T>::up(inverse[i]);
+    const W deviation = inverse[i];
     const W scale = scaled ? deviation * Number<T>::up(gamma[i]) : deviation;
     set_numbers(numbers, channels, i, count[0], deviation, scale, message[i],
                 message[channels + i], message[2 * channels + i], message[3 * channels + i]);
@@ -106,7 +105,7 @@ def _local_moments(dtype: str) -> Reduction:
 def _local_sums(dtype: str) -> Reduction:
     """inputs: dy, x, mean. outputs: inverse deviation, C, the message."""
     sink = End(
-        "const T* inverse, long long channels, double* message",
+        "const W* inverse, long long channels, double* message",
         "Message{inverse, channels, message}",
     )
     return sums("local_sums", dtype, False, _LOCAL_SUMS, sink)
@@ -158,10 +157,10 @@ class SyncBatchNormalization(Twin):
     ) -> Any:
         shape, dtype = mean.shape, x.dtype.char
         if out is None:
-            out = (cupy.empty_like(x), *(cupy.empty(shape, x.dtype) for _ in range(3)))
-            out = (*out, cupy.empty(1, np.float64))
+            specs = self.function.setup(x, beta, gamma, mean, variance)
+            out = tuple(cupy.empty(spec.shape, spec.dtype) for spec in specs)
         y, *results = out
-        updated = [cupy.empty(shape, x.dtype) for _ in range(2)]
+        updated = [cupy.empty(shape, computing(dtype)) for _ in range(2)]
         layout = Layout(self.function, x.shape)
         x = layout.turned(x)
         c = layout.blocks[1]
@@ -173,8 +172,8 @@ class SyncBatchNormalization(Twin):
             blocks_for(c), THREADS, found, np.int64(len(found)), np.int64(c), np.float64(eps),
             np.float64(decay_rate), mean, variance, *results, *updated,
         )  # fmt: skip
-        batch_mean, _, inverse, _ = results
-        normalize(layout, x, batch_mean, inverse, beta, gamma, y)
+        *_, centre, inverse, _ = results
+        normalize(layout, x, centre, inverse, beta, gamma, y)
         return (*out, *updated)
 
     def backward(
@@ -186,20 +185,20 @@ class SyncBatchNormalization(Twin):
         dbatch_variance: Any,
         x: Any,
         gamma: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         count: Any,
         *,
         out: Any,
     ) -> None:
-        shape, dtype = batch_mean.shape, x.dtype.char
+        shape, dtype = centre.shape, x.dtype.char
         layout = Layout(self.function, x.shape)
         dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
         x = layout.turned(x)
         c = layout.blocks[1]
         mine = cupy.zeros((4, c), np.float64)
         if x.size:
-            inputs, outputs = (dy, x, batch_mean), (inverse_deviation, np.int64(c), mine)
+            inputs, outputs = (dy, x, centre), (inverse_deviation, np.int64(c), mine)
             _local_sums(dtype).channels(inputs, outputs, *layout.blocks)
         if need.beta:
             out.beta[...] = mine[0].reshape(shape)
@@ -213,6 +212,6 @@ class SyncBatchNormalization(Twin):
             of_channels = cupy.empty(3 * c, computing(dtype))
             _numbers(dtype)(
                 blocks_for(c), THREADS, mine, count, inverse_deviation,
-                *optional(inverse_deviation, gamma), np.int64(c), of_channels,
+                *optional(x, gamma), np.int64(c), of_channels,
             )  # fmt: skip
-            input_gradient(layout, dy, x, batch_mean, None, of_channels, out.x, None)
+            input_gradient(layout, dy, x, centre, None, of_channels, out.x, None)

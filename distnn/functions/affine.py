@@ -35,12 +35,10 @@ class Affine(Function):
         return Spec((*x.shape[: self.base_axis], *w.shape[1:]), x.dtype)
 
     def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
-        shape = (*x.shape[: self.base_axis], *w.shape[1:])
         if out is None:
-            out = xp.empty(shape, x.dtype)
-        rows = math.prod(shape[: self.base_axis])
-        flat = out.reshape(rows, -1) if out.size else out.reshape(rows, math.prod(w.shape[1:]))
-        xp.matmul(x.reshape(rows, w.shape[0]), w.reshape(w.shape[0], -1), out=flat)
+            out = xp.empty((*x.shape[: self.base_axis], *w.shape[1:]), x.dtype)
+        flat = self._rows(xp, out, out.shape)
+        xp.matmul(self._rows(xp, x, x.shape), self._matrix(xp, w), out=flat)
         if b is not None:
             flat += b.reshape(-1)
         return out
@@ -57,19 +55,24 @@ class Affine(Function):
         return xp.sum(dy, tuple(range(self.base_axis)))
 
     def backward(self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any) -> None:
-        dy2, x2 = self._rows(xp, dy, dy.shape), self._rows(xp, x, x.shape)
+        dy2 = self._rows(xp, dy, dy.shape)
         if need.x:
-            xp.matmul(dy2, self._matrix(xp, w).T, out=out.x.reshape(x2.shape))
+            dx2 = self._rows(xp, out.x, out.x.shape)
+            xp.matmul(dy2, self._matrix(xp, w).T, out=dx2)
         if need.w:
-            xp.matmul(x2.T, dy2, out=out.w.reshape(x2.shape[1], dy2.shape[1]))
+            xp.matmul(self._rows(xp, x, x.shape).T, dy2, out=self._matrix(xp, out.w))
         if need.b:
-            out.b[...] = xp.sum(dy, tuple(range(self.base_axis)))
+            out.b[...] = xp.sum(dy2, 0).reshape(out.b.shape)
 
     def _rows(self, xp: Any, a: Any, shape: tuple[int, ...]) -> Any:
         axis = self.base_axis
+        if axis == 1 and len(shape) == 2:
+            return a
         return xp.reshape(a, (math.prod(shape[:axis]), math.prod(shape[axis:])))
 
     def _matrix(self, xp: Any, w: Any) -> Any:
+        if w.ndim == 2:
+            return w
         return xp.reshape(w, (w.shape[0], math.prod(w.shape[1:])))
 
 

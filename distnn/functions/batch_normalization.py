@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,19 +55,30 @@ class Normalization(Function, by_signature=False):
         return xp.sum(dy, self.summed(len(dy.shape)), True)
 
 
+def wide(dtype: np.dtype) -> np.dtype:
+    """The dtype of exact statistics: float32 for half precision."""
+    return np.promote_types(dtype, np.float32)
+
+
 @dataclass(frozen=True)
 class BatchStatistics(Normalization, by_signature=False):
-    """Normalization by the statistics of batches, which update the running ones."""
+    """Normalization by the statistics of batches, which update the running ones.
+
+    In half precision the statistics that are saved, and those that update the running ones, are
+    float32: a channel's mean may be far larger than its deviation. Public results have the
+    context's dtype.
+    """
 
     outputs = ("y", "batch_mean", "batch_variance")
+    saved: ClassVar[tuple[str, ...]] = ("centre", "inverse_deviation")
     updates = ("mean", "variance")
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec
     ) -> tuple[Spec, ...]:
         shape = self.check(x, beta=beta, gamma=gamma, mean=mean, variance=variance)
-        statistic = Spec(shape, x.dtype)
-        return Spec(x.shape, x.dtype), statistic, statistic, statistic
+        statistic, exact = Spec(shape, x.dtype), Spec(shape, wide(x.dtype))
+        return Spec(x.shape, x.dtype), statistic, statistic, exact, exact
 
     def grad_gamma(
         self, xp: Any, dy: Any, x: Any, batch_mean: Any, batch_variance: Any, eps: float
@@ -84,7 +95,6 @@ class BatchNormalization(BatchStatistics):
     batch variance is the unbiased one.
     """
 
-    saved = ("inverse_deviation",)
     cuda = "batch_normalization.BatchNormalization"
 
     def setup(
@@ -111,32 +121,30 @@ class BatchNormalization(BatchStatistics):
         eps: float,
         out: Any = None,
     ) -> Any:
-        shape = self.stat_shape(x.shape)
+        exact = wide(x.dtype)
         if out is None:
-            out = (xp.empty(x.shape, x.dtype), *(xp.empty(shape, x.dtype) for _ in range(3)))
-        y, batch_mean, batch_variance, inverse_deviation = out
+            out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
+        y, batch_mean, batch_variance, centre, inverse_deviation = out
         blocks = self.blocks(x.shape)
-        if blocks is None or x.dtype.itemsize < 4:
+        count = x.size // centre.size
+        if blocks is None or x.dtype != exact:
             axes = self.summed(x.ndim)
-            count = x.size // batch_mean.size
-            wide = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
-            batch_mean[...] = xp.sum(wide, axes, True) / count
-            centred = wide - batch_mean
-            batch_variance[...] = xp.sum(centred * centred, axes, True) / count
-            inverse_deviation[...] = 1 / xp.sqrt(batch_variance.astype(wide.dtype) + eps)
+            x = x.astype(exact, copy=False)
+            centre[...] = xp.sum(x, axes, True) / count
+            centred = x - centre
+            spread = xp.sum(centred * centred, axes, True) / count
+            inverse_deviation[...] = 1 / xp.sqrt(spread + eps)
             scaled = centred * inverse_deviation
             scaled = scaled if gamma is None else scaled * gamma
             y[...] = scaled if beta is None else scaled + beta
         else:
-            _normalize(
-                blocks, x, beta, gamma, eps, y, batch_mean, batch_variance, inverse_deviation
-            )
-        count = x.size // batch_mean.size
+            spread = _normalize(blocks, x, beta, gamma, eps, y, centre, inverse_deviation)
+        batch_mean[...], batch_variance[...] = centre, spread
         unbiased = count / max(count - 1, 1)
         return (
             *out,
-            decay_rate * mean + (1 - decay_rate) * batch_mean,
-            decay_rate * variance + (1 - decay_rate) * unbiased * batch_variance,
+            decay_rate * mean.astype(exact, copy=False) + (1 - decay_rate) * centre,
+            decay_rate * variance.astype(exact, copy=False) + (1 - decay_rate) * unbiased * spread,
         )
 
     # With x' = (x - mean) / deviation and m elements a channel:
@@ -175,28 +183,28 @@ class BatchNormalization(BatchStatistics):
         dbatch_variance: Any,
         x: Any,
         gamma: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         *,
         out: Any,
     ) -> None:
-        shape = batch_mean.shape
+        shape = centre.shape
         blocks = self.blocks(x.shape)
         order = tuple(range(x.ndim))
         if blocks is None:
             order = (*self.axes, *self.summed(x.ndim))
-            blocks = (1, batch_mean.size, x.size // batch_mean.size)
+            blocks = (1, centre.size, x.size // centre.size)
         if dy is None:
             dy = np.zeros(x.shape, x.dtype)
         # Sums of half precision are made in float32.
-        wide = np.promote_types(x.dtype, np.float32)
-        direct = order == tuple(range(x.ndim)) and wide == x.dtype
+        exact = wide(x.dtype)
+        direct = order == tuple(range(x.ndim)) and exact == x.dtype
         dx = out.x
         if not direct:
-            dy, x = (np.array(a.transpose(order), wide, order="C") for a in (dy, x))
-            dx = None if dx is None else xp.empty(x.shape, wide)
+            dy, x = (np.array(a.transpose(order), exact, order="C") for a in (dy, x))
+            dx = None if dx is None else xp.empty(x.shape, exact)
         dbeta, dgamma = _gradient(
-            blocks, dy, x, gamma, batch_mean, inverse_deviation, dbatch_mean, dbatch_variance, dx
+            blocks, dy, x, gamma, centre, inverse_deviation, dbatch_mean, dbatch_variance, dx
         )
         if need.beta:
             out.beta[...] = dbeta.reshape(shape)
@@ -214,17 +222,18 @@ def _normalize(
     eps: float,
     y: Any,
     mean: Any,
-    variance: Any,
     inverse: Any,
-) -> None:
+) -> np.ndarray:
+    """Write y, mean and inverse deviation; returns the variance."""
     channels = Channels(blocks)
     x, y = x.reshape(blocks), y.reshape(blocks)
     (total,) = channels.sums(lambda i, j: x[i:j])
     mean[...] = (total / channels.count).reshape(mean.shape)
     total = sums_of_squares(channels, x, mean)
-    variance[...] = (total / channels.count).reshape(variance.shape)
+    variance = (total / channels.count).astype(x.dtype).reshape(mean.shape)
     inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
     scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
+    return variance
 
 
 def sums_of_squares(channels: Channels, x: Any, mean: Any) -> np.ndarray:

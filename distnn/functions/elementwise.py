@@ -82,7 +82,9 @@ class Elementwise(Function, by_signature=False):
 
     def forward(self, xp: Any, *arrays: Any, out: Any = None, **numbers: Any) -> Any:
         if out is None:
-            shape = np.broadcast_shapes(*[a.shape for a in arrays])
+            shape = arrays[0].shape
+            if any(a.shape != shape for a in arrays):
+                shape = np.broadcast_shapes(*[a.shape for a in arrays])
             out = xp.empty(shape, arrays[0].dtype)
         named = dict(zip(self._inputs, arrays, strict=True))
         return xp.evaluate(self._formula, named, numbers, out)

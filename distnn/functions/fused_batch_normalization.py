@@ -111,7 +111,7 @@ class FusedBatchNormalization(BatchNormalization):
         x: Any,
         gamma: Any,
         y: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         *,
         out: Any,
@@ -130,7 +130,7 @@ class FusedBatchNormalization(BatchNormalization):
                 dbatch_variance,
                 x,
                 gamma,
-                batch_mean,
+                centre,
                 inverse_deviation,
                 out=out,
             )

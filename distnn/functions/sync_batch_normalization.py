@@ -31,6 +31,7 @@ from .batch_normalization import (
     input_gradient,
     scale_and_shift,
     sums_of_squares,
+    wide,
 )
 from .channels import Channels
 
@@ -95,7 +96,7 @@ class SyncBatchNormalization(BatchStatistics):
 
     ranks: Ranks
 
-    saved = ("inverse_deviation", "count")
+    saved = ("centre", "inverse_deviation", "count")
     cuda = "sync_batch_normalization.SyncBatchNormalization"
 
     def setup(
@@ -117,28 +118,27 @@ class SyncBatchNormalization(BatchStatistics):
         eps: float,
         out: Any = None,
     ) -> Any:
-        shape = mean.shape
+        shape, exact = mean.shape, wide(x.dtype)
         if out is None:
-            out = (xp.empty(x.shape, x.dtype), *(xp.empty(shape, x.dtype) for _ in range(3)))
-            out = (*out, np.empty(1))
-        y, batch_mean, batch_variance, inverse, count = out
+            out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
+        y, batch_mean, batch_variance, centre, inverse, count = out
         channels, arranged = self._arranged(x)
         (total,) = channels.sums(lambda i, j: arranged[i:j])
-        squares = sums_of_squares(channels, arranged, _mean(total, channels.count, x.dtype))
+        squares = sums_of_squares(channels, arranged, _mean(total, channels.count, exact))
         mine = np.concatenate(([channels.count], total, squares))
         found = self.gather(shape, mine, x.shape)
-        count[0], found_mean, found_variance = _merged(found, x.dtype)
-        batch_mean[...] = found_mean.reshape(shape)
-        batch_variance[...] = found_variance.reshape(shape)
-        inverse[...] = 1 / np.sqrt(batch_variance.astype(np.float64) + eps)
+        count[0], found_mean, found_variance = _merged(found, exact)
+        centre[...], spread = found_mean.reshape(shape), found_variance.reshape(shape)
+        batch_mean[...], batch_variance[...] = centre, spread
+        inverse[...] = 1 / np.sqrt(spread.astype(np.float64) + eps)
         target = self._target(xp, y, channels, arranged.dtype)
-        scale_and_shift(channels, arranged, batch_mean, inverse, beta, gamma, target)
+        scale_and_shift(channels, arranged, centre, inverse, beta, gamma, target)
         self._put_back(target, y)
         unbiased = count[0] / max(count[0] - 1, 1)
         return (
             *out,
-            decay_rate * mean + (1 - decay_rate) * batch_mean,
-            decay_rate * variance + (1 - decay_rate) * unbiased * batch_variance,
+            decay_rate * mean.astype(exact, copy=False) + (1 - decay_rate) * centre,
+            decay_rate * variance.astype(exact, copy=False) + (1 - decay_rate) * unbiased * spread,
         )
 
     def gather(self, shape: Sequence[int], mine: Any, x_shape: Sequence[int]) -> Any:
@@ -161,16 +161,16 @@ class SyncBatchNormalization(BatchStatistics):
         dbatch_variance: Any,
         x: Any,
         gamma: Any,
-        batch_mean: Any,
+        centre: Any,
         inverse_deviation: Any,
         count: Any,
         *,
         out: Any,
     ) -> None:
-        shape = batch_mean.shape
+        shape = centre.shape
         _, dy = self._arranged(np.zeros(x.shape, x.dtype) if dy is None else dy)
         channels, x = self._arranged(x)
-        mean, inverse = batch_mean, inverse_deviation
+        mean, inverse = centre, inverse_deviation
         dbeta, dgamma = gradient_sums(channels, dy, x, mean, inverse)
         if need.beta:
             out.beta[...] = dbeta.reshape(shape)
@@ -217,13 +217,12 @@ class SyncBatchNormalization(BatchStatistics):
     # Sums per channel want (A, C, B) arrays of float32 or more: often x itself, else a copy.
 
     def _arranged(self, x: Any) -> tuple[Channels, Any]:
-        wide = np.promote_types(x.dtype, np.float32)
         blocks = self.blocks(x.shape)
         if blocks is None:
             x = np.array(x.transpose(self._order(x.ndim)), order="C")
             kept = math.prod(x.shape[: len(self.axes)])
             blocks = (1, kept, math.prod(x.shape[len(self.axes) :]))
-        return Channels(blocks), x.reshape(blocks).astype(wide, copy=False)
+        return Channels(blocks), x.reshape(blocks).astype(wide(x.dtype), copy=False)
 
     def _target(self, xp: Any, y: Any, channels: Channels, dtype: Any) -> Any:
         """What takes a result for y: y's own memory where that is arranged as needed."""

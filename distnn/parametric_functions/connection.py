@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,9 +56,9 @@ def affine(
     (2, 4)
     """
     outputs = (n_outmaps,) if isinstance(n_outmaps, int | np.integer) else tuple(n_outmaps)
-    inputs = int(np.prod(inp.shape[base_axis:]))
+    inputs = math.prod(inp.shape[base_axis:])
     if w_init is None:
-        w_init = UniformInitializer(calc_uniform_lim_glorot(inputs, int(np.prod(outputs))), rng)
+        w_init = UniformInitializer(calc_uniform_lim_glorot(inputs, math.prod(outputs)), rng)
     w = _parameter("W", (inputs, *outputs), w_init, fix_parameters, apply_w)
     b = None
     if with_bias:
