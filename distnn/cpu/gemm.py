@@ -10,10 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from .compiler import kernel
-from .simd import LANES, address, has_feature, load_lanes, multiply_add, splat, store_lanes, zeros
+from .simd import (
+    LANES,
+    address,
+    has_feature,
+    intrinsic,
+    load_lanes,
+    multiply_add,
+    splat,
+    store_lanes,
+    zeros,
+)
 
 # Rows and blocks of a tile. AVX-512 has 32 registers of 16 lanes; 16 of 8, or 32 of 4, hold less.
 ROWS, BLOCKS = (8, 2) if has_feature("avx512f") else (4, 1)

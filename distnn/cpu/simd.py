@@ -14,10 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import lower_builtin, models, register_model
+
+intrinsic: Any = extending.intrinsic  # its type hints are those of the function before it
 
 LANES = 16
 
@@ -170,8 +173,7 @@ def load_transposed(
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
         loaded = [
-            _masked_load(builder, row, mask)
-            for row, mask in _rows(builder, pointer, *args[2:])
+            _masked_load(builder, row, mask) for row, mask in _rows(builder, pointer, *args[2:])
         ]
         return _packed(context, builder, _transposed(builder, loaded))
 
@@ -190,9 +192,7 @@ def store_transposed(
         kind = ir.FunctionType(ir.VoidType(), [_LANES, _LANES.as_pointer(), _INT, _MASK])
         name = f"llvm.masked.store.v{LANES}f32.p0"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        for value, (row, mask) in zip(
-            values, _rows(builder, pointer, *args[2:5]), strict=True
-        ):
+        for value, (row, mask) in zip(values, _rows(builder, pointer, *args[2:5]), strict=True):
             row = builder.bitcast(row, _LANES.as_pointer())
             builder.call(function, [value, row, ir.Constant(_INT, _ALIGNMENT), mask])
         return context.get_dummy_value()
@@ -212,9 +212,7 @@ def load_at(typing: Any, array: Any, start: Any, places: Any, first: Any) -> Any
 
 
 @intrinsic
-def store_at(
-    typing: Any, array: Any, start: Any, places: Any, first: Any, vectors: Any
-) -> Any:
+def store_at(typing: Any, array: Any, start: Any, places: Any, first: Any, vectors: Any) -> Any:
     """array[start + places[first + j] :][:16] = vectors[j]"""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:

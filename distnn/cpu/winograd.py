@@ -32,10 +32,11 @@ class Sizes:
     def __init__(
         self, x_shape: tuple[int, ...], w_shape: tuple[int, ...], pads: tuple[int, ...]
     ) -> None:
-        self.images, channels, *lengths = x_shape
+        self.images, channels, height, width = x_shape
         filters = w_shape[0]
-        height, width = (n + 2 * p - 2 for n, p in zip(lengths, pads, strict=True))
-        rows, columns = _up(height, TILE), _up(width, TILE)
+        above, left = pads
+        y_height, y_width = height + 2 * above - 2, width + 2 * left - 2
+        rows, columns = _up(y_height, TILE), _up(y_width, TILE)
         self.tiles = rows * columns
         blocks = _up(channels, LANES), _up(filters, LANES)
         image_bytes = 4 * _PLANES * self.tiles * LANES * sum(blocks)
@@ -44,8 +45,8 @@ class Sizes:
         # the same places in the cache.
         block = (_up(self.group * self.tiles, gemm.ROWS) + 1) * gemm.ROWS * LANES
         x_plane, y_plane = (n * block + LANES for n in blocks)
-        self.x = Maps(channels, *lengths, *pads, POINTS, rows, columns, block, x_plane)
-        self.y = Maps(filters, height, width, 0, 0, TILE, rows, columns, block, y_plane)
+        self.x = Maps(channels, height, width, above, left, POINTS, rows, columns, block, x_plane)
+        self.y = Maps(filters, y_height, y_width, 0, 0, TILE, rows, columns, block, y_plane)
         self.x_blocks, self.y_blocks = blocks
         self.scratch_bytes = 4 * _PLANES * (x_plane + y_plane)
 
@@ -127,7 +128,18 @@ class Winograd:
 
         def work(i: int, j: int) -> None:
             gemm.multiply(
-                a, left.block, left.plane, u, depth, c, right.block, right.plane, rows, columns, i, j
+                a,
+                left.block,
+                left.plane,
+                u,
+                depth,
+                c,
+                right.block,
+                right.plane,
+                rows,
+                columns,
+                i,
+                j,
             )
 
         parts = gemm.row_parts(rows)
@@ -153,17 +165,13 @@ class Winograd:
         blocks = _up(columns, LANES)
         size = _PLANES * blocks * _up(rows, LANES) * LANES**2
         u, flat = self.xp.empty((size,), np.float32), _flat(w)
-        parallel_for(
-            lambda i, j: cut_filters(flat, u, columns, rows, column, row, i, j), blocks, 1
-        )
+        parallel_for(lambda i, j: cut_filters(flat, u, columns, rows, column, row, i, j), blocks, 1)
         return u
 
     def _join_filters(self, du: np.ndarray, dw: np.ndarray) -> None:
         filters, channels = dw.shape[:2]
         flat = dw.reshape(-1)
-        parallel_for(
-            lambda i, j: join_filters(du, flat, channels, filters, i, j), channels, LANES
-        )
+        parallel_for(lambda i, j: join_filters(du, flat, channels, filters, i, j), channels, LANES)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The transforms of F(4x4, 3x3) as kernels: images to points, points to images, and filters.
 
-Lavin & Gray, arXiv:1509.09308, at the points 0, +-5/8, +-5/4 and infinity: see
-distnn/functions/winograd.py, which has the matrices. A transform acts on 16 channels at a time. What
-belongs to point p of 36 is a matrix with a row per tile, in blocks of 16 columns (gemm.py).
+Lavin & Gray, arXiv:1509.09308, at the points 0, +-5/8, +-5/4 and infinity: the matrices are in
+distnn/functions/winograd.py. A transform acts on 16 channels at a time. What belongs to point p of
+36 is a matrix with a row for each tile, in blocks of 16 columns (gemm.py).
 """
 
 from __future__ import annotations
@@ -337,9 +337,7 @@ def join_filters(points, w, channels, filters, start, stop):
         for f in range(0, filters, LANES):
             source = f // LANES * block + c * LANES
             for p in range(POINTS):
-                a, b, d = _filter_adjoint(
-                    *_load_six(points, source + p * plane, POINTS * plane)
-                )
+                a, b, d = _filter_adjoint(*_load_six(points, source + p * plane, POINTS * plane))
                 store(middle, p * LANES, a)
                 store(middle, step + p * LANES, b)
                 store(middle, 2 * step + p * LANES, d)
