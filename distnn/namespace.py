@@ -20,6 +20,7 @@ from .memory import pool
 if TYPE_CHECKING:
     from .formula import Formula
     from .function import Function
+    from .functions.channels import Channels
     from .ndarray import NdArray
 
 Axes = int | Sequence[int] | None
@@ -82,6 +83,12 @@ class NumpyNamespace:
 
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, shape)
+
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        """What works on the channels of (A, C, B) arrays."""
+        from .functions.channels import Channels
+
+        return Channels(blocks)
 
     def slice(self, x: np.ndarray, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The part of x from `start` up to `stop` of every axis."""

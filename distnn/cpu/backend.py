@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from ..backend import CpuBackend
 from ..formula import Assignments, Formula
 from ..function import Function, Spec
+from ..functions.channels import Channels
 from ..kernels import compiler_loads
 from ..namespace import NumpyNamespace
+from . import twin
 from .twin import implementation, worthwhile
 
 
@@ -39,6 +42,13 @@ class NumbaNamespace(NumpyNamespace):
             if elementwise.evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
                 return out
         return formula.evaluate(arrays, numbers, out)
+
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        if math.prod(blocks) < twin.SMALLEST or not compiler_loads():
+            return super().channels(blocks)
+        from .channels import CompiledChannels
+
+        return CompiledChannels(blocks)
 
 
 class NumbaBackend(CpuBackend):

@@ -138,7 +138,8 @@ class BatchNormalization(BatchStatistics):
             scaled = scaled if gamma is None else scaled * gamma
             y[...] = scaled if beta is None else scaled + beta
         else:
-            spread = _normalize(blocks, x, beta, gamma, eps, y, centre, inverse_deviation)
+            channels = xp.channels(blocks)
+            spread = _normalize(channels, x, beta, gamma, eps, y, centre, inverse_deviation)
         batch_mean[...], batch_variance[...] = centre, spread
         unbiased = count / max(count - 1, 1)
         return (
@@ -203,9 +204,8 @@ class BatchNormalization(BatchStatistics):
         if not direct:
             dy, x = (np.array(a.transpose(order), exact, order="C") for a in (dy, x))
             dx = None if dx is None else xp.empty(x.shape, exact)
-        dbeta, dgamma = _gradient(
-            blocks, dy, x, gamma, centre, inverse_deviation, dbatch_mean, dbatch_variance, dx
-        )
+        channels, others = xp.channels(blocks), (dbatch_mean, dbatch_variance)
+        dbeta, dgamma = _gradient(channels, dy, x, gamma, centre, inverse_deviation, *others, dx)
         if need.beta:
             out.beta[...] = dbeta.reshape(shape)
         if need.gamma:
@@ -215,7 +215,7 @@ class BatchNormalization(BatchStatistics):
 
 
 def _normalize(
-    blocks: tuple[int, int, int],
+    channels: Channels,
     x: Any,
     beta: Any,
     gamma: Any,
@@ -225,47 +225,24 @@ def _normalize(
     inverse: Any,
 ) -> np.ndarray:
     """Write y, mean and inverse deviation; returns the variance."""
-    channels = Channels(blocks)
-    x, y = x.reshape(blocks), y.reshape(blocks)
-    (total,) = channels.sums(lambda i, j: x[i:j])
-    mean[...] = (total / channels.count).reshape(mean.shape)
-    total = sums_of_squares(channels, x, mean)
-    variance = (total / channels.count).astype(x.dtype).reshape(mean.shape)
+    x, y = x.reshape(channels.shape), y.reshape(channels.shape)
+    total, squares = channels.totals(x)
+    mean[...] = channels.mean(total).reshape(mean.shape)
+    variance = channels.mean(squares).astype(x.dtype).reshape(mean.shape)
     inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
     scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
     return variance
-
-
-def sums_of_squares(channels: Channels, x: Any, mean: Any) -> np.ndarray:
-    """Per channel, in float64, the sum of (x - mean)^2."""
-    centre = channels.plane(mean)
-
-    def squares(i: int, j: int) -> np.ndarray:
-        centred = x[i:j] - centre
-        return np.multiply(centred, centred, out=centred)
-
-    return channels.sums(squares)[0]
 
 
 def scale_and_shift(
     channels: Channels, x: Any, mean: Any, inverse: Any, beta: Any, gamma: Any, y: Any
 ) -> None:
     """y = gamma (x - mean) inverse + beta."""
-    centre = channels.plane(mean)
-    scale = channels.plane(inverse if gamma is None else inverse * gamma)
-    shift = None if beta is None else channels.plane(beta)
-
-    def work(i: int, j: int) -> None:
-        part = np.subtract(x[i:j], centre, out=y[i:j])
-        part *= scale
-        if shift is not None:
-            part += shift
-
-    channels.map(work)
+    channels.scale(x, mean, inverse if gamma is None else inverse * gamma, beta, y)
 
 
 def _gradient(
-    blocks: tuple[int, int, int],
+    channels: Channels,
     dy: Any,
     x: Any,
     gamma: Any,
@@ -276,8 +253,7 @@ def _gradient(
     dx: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write dx, if wanted; return the sums of dy and of dy x', which are dbeta and dgamma."""
-    channels = Channels(blocks)
-    dy, x = dy.reshape(blocks), x.reshape(blocks)
+    dy, x = dy.reshape(channels.shape), x.reshape(channels.shape)
     dbeta, dgamma = gradient_sums(channels, dy, x, mean, inverse)
     if dx is not None:
         sums = (dbeta, dgamma, dmean, dvariance)
@@ -289,13 +265,7 @@ def gradient_sums(
     channels: Channels, dy: Any, x: Any, mean: Any, inverse: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per channel, in float64, the sums of dy and of dy x'."""
-    centre = channels.plane(mean)
-
-    def products(i: int, j: int) -> np.ndarray:
-        centred = x[i:j] - centre
-        return np.multiply(centred, dy[i:j], out=centred)
-
-    dbeta, dgamma = channels.sums(lambda i, j: dy[i:j], products)
+    dbeta, dgamma = channels.products(dy, x, mean)
     dgamma *= inverse.reshape(-1)
     return dbeta, dgamma
 
@@ -312,9 +282,7 @@ def input_gradient(
     dx: Any,
 ) -> None:
     """Write dx of a batch of m elements a channel; `sums` over it: dy, dy x', dmean, dvariance."""
-    # dx = a dy - (x - mean) b - c, one number per channel each
     dbeta, dgamma, dmean, dvariance = sums
-    centre = channels.plane(mean)
     scale = (inverse if gamma is None else inverse * gamma).reshape(-1).astype(np.float64)
     of_centred = scale * inverse.reshape(-1) * dgamma / m
     constant = scale * dbeta / m
@@ -322,17 +290,8 @@ def input_gradient(
         of_centred -= 2 / m * dvariance.reshape(-1)
     if dmean is not None:
         constant -= dmean.reshape(-1) / m
-    planes = [channels.plane(v.astype(x.dtype)) for v in (scale, of_centred, constant)]
-    dx = dx.reshape(channels.shape)
-
-    def work(i: int, j: int) -> None:
-        centred = x[i:j] - centre
-        centred *= planes[1]
-        part = np.multiply(dy[i:j], planes[0], out=dx[i:j])
-        part -= centred
-        part -= planes[2]
-
-    channels.map(work)
+    a, b, c = (v.astype(x.dtype) for v in (scale, of_centred, constant))
+    channels.combine(dy, x, mean, (a, b, c), dx.reshape(channels.shape))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sums and affine maps per channel of (A, C, B) arrays, in cache-sized parts on several threads.
 
-What batch normalization is made of on the CPU. A array of images (N, C, H, W) is A = N, B = H W; a
-batch of vectors (N, C) is B = 1.
+What batch normalization is made of on the CPU, by NumPy (distnn/cpu/channels.py has the same
+compiled). A array of images (N, C, H, W) is A = N, B = H W; a batch of vectors (N, C) is B = 1.
 """
 
 from __future__ import annotations
@@ -54,6 +54,71 @@ class Channels:
 
         parallel_for(work, self.batch, self.grain)
         return [np.add.reduce(total, axis=0) for total in totals]
+
+    def mean(self, total: np.ndarray) -> np.ndarray:
+        return total / max(self.count, 1)
+
+    def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per channel, in float64, the sum and the sum of squares about the mean in x's dtype."""
+        (total,) = self.sums(lambda i, j: x[i:j])
+        centre = self.plane(self.mean(total).astype(x.dtype))
+
+        def squares(i: int, j: int) -> np.ndarray:
+            centred = x[i:j] - centre
+            return np.multiply(centred, centred, out=centred)
+
+        return total, self.sums(squares)[0]
+
+    def products(
+        self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Per channel, in float64, the sums of dy and of dy (x - mean)."""
+        centre = self.plane(mean)
+
+        def products(i: int, j: int) -> np.ndarray:
+            centred = x[i:j] - centre
+            return np.multiply(centred, dy[i:j], out=centred)
+
+        total, product = self.sums(lambda i, j: dy[i:j], products)
+        return total, product
+
+    # In the two below there is one number per channel of `mean` and of a, b, c.
+
+    def scale(
+        self, x: np.ndarray, mean: np.ndarray, a: np.ndarray, b: np.ndarray | None, y: np.ndarray
+    ) -> None:
+        """y = (x - mean) a + b."""
+        centre, factor = self.plane(mean), self.plane(a)
+        shift = None if b is None else self.plane(b)
+
+        def work(i: int, j: int) -> None:
+            part = np.subtract(x[i:j], centre, out=y[i:j])
+            part *= factor
+            if shift is not None:
+                part += shift
+
+        self.map(work)
+
+    def combine(
+        self,
+        dy: np.ndarray,
+        x: np.ndarray,
+        mean: np.ndarray,
+        numbers: tuple[np.ndarray, np.ndarray, np.ndarray],
+        dx: np.ndarray,
+    ) -> None:
+        """dx = a dy - (x - mean) b - c for numbers (a, b, c)."""
+        centre = self.plane(mean)
+        a, b, c = (self.plane(n) for n in numbers)
+
+        def work(i: int, j: int) -> None:
+            centred = x[i:j] - centre
+            centred *= b
+            part = np.multiply(dy[i:j], a, out=dx[i:j])
+            part -= centred
+            part -= c
+
+        self.map(work)
 
     def map(self, body: Callable[[int, int], object]) -> None:
         """Call body(i, j) for each part of axis A."""

@@ -30,7 +30,6 @@ from .batch_normalization import (
     gradient_sums,
     input_gradient,
     scale_and_shift,
-    sums_of_squares,
     wide,
 )
 from .channels import Channels
@@ -122,9 +121,8 @@ class SyncBatchNormalization(BatchStatistics):
         if out is None:
             out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
         y, batch_mean, batch_variance, centre, inverse, count = out
-        channels, arranged = self._arranged(x)
-        (total,) = channels.sums(lambda i, j: arranged[i:j])
-        squares = sums_of_squares(channels, arranged, _mean(total, channels.count, exact))
+        channels, arranged = self._arranged(xp, x)
+        total, squares = channels.totals(arranged)
         mine = np.concatenate(([channels.count], total, squares))
         found = self.gather(shape, mine, x.shape)
         count[0], found_mean, found_variance = _merged(found, exact)
@@ -168,8 +166,8 @@ class SyncBatchNormalization(BatchStatistics):
         out: Any,
     ) -> None:
         shape = centre.shape
-        _, dy = self._arranged(np.zeros(x.shape, x.dtype) if dy is None else dy)
-        channels, x = self._arranged(x)
+        _, dy = self._arranged(xp, np.zeros(x.shape, x.dtype) if dy is None else dy)
+        channels, x = self._arranged(xp, x)
         mean, inverse = centre, inverse_deviation
         dbeta, dgamma = gradient_sums(channels, dy, x, mean, inverse)
         if need.beta:
@@ -216,13 +214,13 @@ class SyncBatchNormalization(BatchStatistics):
 
     # Sums per channel want (A, C, B) arrays of float32 or more: often x itself, else a copy.
 
-    def _arranged(self, x: Any) -> tuple[Channels, Any]:
+    def _arranged(self, xp: Any, x: Any) -> tuple[Channels, Any]:
         blocks = self.blocks(x.shape)
         if blocks is None:
             x = np.array(x.transpose(self._order(x.ndim)), order="C")
             kept = math.prod(x.shape[: len(self.axes)])
             blocks = (1, kept, math.prod(x.shape[len(self.axes) :]))
-        return Channels(blocks), x.reshape(blocks).astype(wide(x.dtype), copy=False)
+        return xp.channels(blocks), x.reshape(blocks).astype(wide(x.dtype), copy=False)
 
     def _target(self, xp: Any, y: Any, channels: Channels, dtype: Any) -> Any:
         """What takes a result for y: y's own memory where that is arranged as needed."""

@@ -1,0 +1,194 @@
+"""Compiled work on the channels of (A, C, B) arrays: what batch normalization is made of.
+
+Sums are made in float64, element by element, and need one pass over memory: a part of an array is
+in the cache until mean and squares are known. Where B is short, loops run over C and B together.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..functions.channels import Channels
+from .compiler import kernel
+
+# From here on the inner loop over B is worth a vector loop.
+_LONG = 16
+
+# Sums may be made in any order, which is the compiler's and the same in every run.
+_sums = partial(kernel, fastmath={"reassoc", "contract"})
+_maps = partial(kernel, fastmath={"contract"})
+
+
+class CompiledChannels(Channels):
+    """As functions.channels.Channels, for C-contiguous arrays."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
+        self.rows = self.inner >= _LONG
+        # (a, C, B), or (a, columns) where numbers are repeated over B.
+        self.columns = self.channels if self.rows else self.channels * self.inner
+
+    def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._arranged(x)
+        found = self._partials(_totals_of_rows if self.rows else _totals_of_columns, rows)
+        total = self._of_channels(found[:, 0].sum(0))
+        centre = self._numbers(self.mean(total), x.dtype)
+        # Parts have squares about their own means: Chan, Golub & LeVeque 1979.
+        counts = np.diff([*range(0, self.batch, self.grain), self.batch])[:, None]
+        counts = counts * (self.inner if self.rows else 1)
+        squares = found[:, 1] + counts * (found[:, 0] / counts - centre) ** 2
+        return total, self._of_channels(squares.sum(0))
+
+    def products(
+        self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        body = _products_of_rows if self.rows else _products_of_columns
+        found = self._partials(
+            body, self._arranged(dy), self._arranged(x), self._numbers(mean, x.dtype)
+        )
+        total = found.sum(0)
+        return self._of_channels(total[0]), self._of_channels(total[1])
+
+    def scale(
+        self, x: np.ndarray, mean: np.ndarray, a: np.ndarray, b: np.ndarray | None, y: np.ndarray
+    ) -> None:
+        body = _scale_rows if self.rows else _scale_columns
+        x, y = self._arranged(x), self._arranged(y)
+        shift = np.zeros_like(mean) if b is None else b
+        numbers = [self._numbers(n, x.dtype) for n in (mean, a, shift)]
+        self.map(lambda i, j: body(x[i:j], *numbers, y[i:j]))
+
+    def combine(
+        self,
+        dy: np.ndarray,
+        x: np.ndarray,
+        mean: np.ndarray,
+        numbers: tuple[np.ndarray, np.ndarray, np.ndarray],
+        dx: np.ndarray,
+    ) -> None:
+        body = _combine_rows if self.rows else _combine_columns
+        dy, x, dx = (self._arranged(a) for a in (dy, x, dx))
+        repeated = [self._numbers(n, x.dtype) for n in (mean, *numbers)]
+        self.map(lambda i, j: body(dy[i:j], x[i:j], *repeated, dx[i:j]))
+
+    def _arranged(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.shape if self.rows else (self.batch, self.columns))
+
+    def _numbers(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """A number for each channel, or each column."""
+        flat = values.reshape(-1).astype(dtype, copy=False)
+        return flat if self.rows else np.repeat(flat, self.inner)
+
+    def _of_channels(self, values: np.ndarray) -> np.ndarray:
+        return values if self.rows else values.reshape(self.channels, self.inner).sum(1)
+
+    def _partials(self, body: Any, *arrays: np.ndarray) -> np.ndarray:
+        """(parts, 2, columns): what body(*arrays, first, second) finds in each part of axis A."""
+        split = [a for a in arrays if a.ndim > 1]
+        whole = [a for a in arrays if a.ndim == 1]
+        found = np.zeros((-(-self.batch // self.grain), 2, self.columns))
+
+        def work(i: int, j: int) -> None:
+            part = found[i // self.grain]
+            body(*[a[i:j] for a in split], *whole, part[0], part[1])
+
+        self.map(work)
+        return found
+
+
+@_sums
+def _totals_of_rows(x, total, squares):
+    """Of a part x (a, C, B): its sums, and sums of squares about its means."""
+    n_a, n_c, n_b = x.shape
+    for c in range(n_c):
+        s = 0.0
+        for a in range(n_a):
+            for b in range(n_b):
+                s += np.float64(x[a, c, b])
+        mean = s / (n_a * n_b)
+        q = 0.0
+        for a in range(n_a):
+            for b in range(n_b):
+                centred = np.float64(x[a, c, b]) - mean
+                q += centred * centred
+        total[c] = s
+        squares[c] = q
+
+
+@_sums
+def _totals_of_columns(x, total, squares):
+    """Of a part x (a, K), for each column; results are zeros before."""
+    n_a, n_k = x.shape
+    for a in range(n_a):
+        for k in range(n_k):
+            total[k] += np.float64(x[a, k])
+    mean = total / n_a
+    for a in range(n_a):
+        for k in range(n_k):
+            centred = np.float64(x[a, k]) - mean[k]
+            squares[k] += centred * centred
+
+
+@_sums
+def _products_of_rows(dy, x, mean, total, product):
+    n_a, n_c, n_b = x.shape
+    for c in range(n_c):
+        centre = np.float64(mean[c])
+        s = 0.0
+        p = 0.0
+        for a in range(n_a):
+            for b in range(n_b):
+                d = np.float64(dy[a, c, b])
+                s += d
+                p += d * (np.float64(x[a, c, b]) - centre)
+        total[c] = s
+        product[c] = p
+
+
+@_sums
+def _products_of_columns(dy, x, mean, total, product):
+    n_a, n_k = x.shape
+    for a in range(n_a):
+        for k in range(n_k):
+            d = np.float64(dy[a, k])
+            total[k] += d
+            product[k] += d * (np.float64(x[a, k]) - np.float64(mean[k]))
+
+
+@_maps
+def _scale_rows(x, mean, scale, shift, y):
+    n_a, n_c, n_b = x.shape
+    for a in range(n_a):
+        for c in range(n_c):
+            m, s, t = mean[c], scale[c], shift[c]
+            for b in range(n_b):
+                y[a, c, b] = (x[a, c, b] - m) * s + t
+
+
+@_maps
+def _scale_columns(x, mean, scale, shift, y):
+    n_a, n_k = x.shape
+    for a in range(n_a):
+        for k in range(n_k):
+            y[a, k] = (x[a, k] - mean[k]) * scale[k] + shift[k]
+
+
+@_maps
+def _combine_rows(dy, x, mean, of_dy, of_x, constant, dx):
+    n_a, n_c, n_b = x.shape
+    for a in range(n_a):
+        for c in range(n_c):
+            m, p, q, r = mean[c], of_dy[c], of_x[c], constant[c]
+            for b in range(n_b):
+                dx[a, c, b] = dy[a, c, b] * p - (x[a, c, b] - m) * q - r
+
+
+@_maps
+def _combine_columns(dy, x, mean, of_dy, of_x, constant, dx):
+    n_a, n_k = x.shape
+    for a in range(n_a):
+        for k in range(n_k):
+            dx[a, k] = dy[a, k] * of_dy[k] - (x[a, k] - mean[k]) * of_x[k] - constant[k]
