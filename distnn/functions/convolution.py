@@ -7,11 +7,13 @@ three is bilinear and has the other two for gradients, which closes derivatives 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
@@ -139,7 +141,11 @@ class Convolution(Bilinear):
         self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any, scratch: Any = None
     ) -> None:
         if need.b:
-            out.b[...] = _channel_sum(xp, dy, self.channel_last)
+            batch, filters, *spatial = self.first_shape(dy.shape)
+            pixels = math.prod(spatial)
+            last = self.channel_last
+            blocks = (batch * pixels, filters, 1) if last else (batch, filters, pixels)
+            out.b[...] = xp.channels(blocks).total(dy.reshape(blocks))
         dy, x, w = self.first(xp, dy), self.first(xp, x), self.first(xp, w)
         algorithm = self.algorithm(xp, x.shape, w.shape, dy.dtype, scratch)
         dx, out_x = self.room(xp, x.shape, dy.dtype, out.x) if need.x else (None, None)
