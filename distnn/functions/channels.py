@@ -1,7 +1,8 @@
 """Sums and affine maps per channel of (A, C, B) arrays, in cache-sized parts on several threads.
 
 What batch normalization is made of on the CPU, and gradients of biases, by NumPy
-(distnn/cpu/channels.py has the same compiled). A array of images (N, C, H, W) is A = N, B = H W; a batch of vectors (N, C) is B = 1.
+(distnn/cpu/channels.py has the same compiled). A array of images (N, C, H, W) is A = N, B = H W; a
+batch of vectors (N, C) is B = 1.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
