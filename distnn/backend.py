@@ -15,7 +15,7 @@ from . import transfer
 from .errors import ContextError
 from .formula import Assignments, run_chunks
 from .function import Function, Spec
-from .kernels import get_cpu_kernels
+from .kernels import backends, get_cpu_kernels
 from .memory import pool
 from .namespace import NumpyNamespace, raise_label_error
 from .random import Draw
@@ -32,6 +32,7 @@ class Backend:
     """Abstract: the arrays, their float dtype and where their memory comes from."""
 
     device = 0  # its number
+    chains_formulas = True  # a formula in a chain has the bits that it has alone
     name: str  # of the memory: parameters of backends of one name share slabs
     dtype: np.dtype  # of function outputs
     parameter_dtype: np.dtype  # of parameters and their gradients
@@ -119,10 +120,6 @@ class CpuBackend(Backend):
     def __repr__(self) -> str:
         return f"cpu:{self.type_config}"
 
-    @property
-    def current(self) -> bool:  # type: ignore[override]
-        return self.kernels == get_cpu_kernels()
-
     def holds(self, array: Any) -> bool:
         return isinstance(array, np.ndarray)
 
@@ -194,8 +191,10 @@ def cpu_backend(type_config: str) -> CpuBackend:
 
 @functools.cache
 def _cpu_backend(type_config: str, kernels: str) -> CpuBackend:
-    if kernels == "numpy":
-        return CpuBackend(type_config)
-    from .cpu.backend import NumbaBackend
+    backend = CpuBackend(type_config)
+    if kernels == "numba":
+        from .cpu.backend import NumbaBackend
 
-    return NumbaBackend(type_config)
+        backend = NumbaBackend(type_config)
+    backends.append(backend)
+    return backend

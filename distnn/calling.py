@@ -52,7 +52,7 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
     declaration = function.declaration
     if not declaration.variadic:
         values += [None] * (len(declaration.inputs) - len(values))  # optional ones left out
-    if len(operands) != len(declaration.operands) or not operands.keys() <= {*declaration.operands}:
+    if operands.keys() != declaration.operand_set:
         raise ArgumentError(
             f"[{function.name}] got operands {sorted(operands)} but takes "
             f"{sorted(declaration.operands)}"

@@ -43,11 +43,11 @@ def run_forward(
         if outs and returned[i] is outs[i]:
             data._storage.written()
         else:
-            _store(data._storage, returned[i], values, backend)
+            store(data._storage, returned[i], values, backend)
     return returned[len(results) :]
 
 
-def _store(storage: Storage, result: Any, inputs: Iterable[Any], backend: Backend) -> None:
+def store(storage: Storage, result: Any, inputs: Iterable[Any], backend: Backend) -> None:
     """Make `result`, which a function allocated itself, the content of `storage`."""
     array = storage.array
     values = backend.xp.asarray(result, storage.dtype)

@@ -7,8 +7,8 @@ live only while a backward runs, unless the user asked to keep them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .hooks import function_hooks
 from .memory import owns_memory
 from .ndarray import NdArray, Storage
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
+from .program import backward_program, forward_program
 
 if TYPE_CHECKING:
     from .variable import Variable
@@ -104,7 +105,7 @@ def _execution(roots: Sequence[Value]) -> Execution:
 class Execution:
     """A plan and the live graph on which it runs."""
 
-    __slots__ = ("_programs", "leaves", "nodes", "plan", "version")
+    __slots__ = ("_bindings", "_grads", "_programs", "leaves", "nodes", "plan", "version")
 
     def __init__(self, graph: Graph, number: int) -> None:
         self.version = number
@@ -113,6 +114,10 @@ class Execution:
         self.leaves = graph.leaves
         # Steps of the plan with the nodes and values of this graph.
         self._programs: dict[tuple[bool, ...], list[tuple[Any, ...]]] = {}
+        # What a program of a forward works on; False before the first forward, None where there is
+        # no program.
+        self._bindings: dict[tuple[bool, bool], _Bindings | bool | None] = {}
+        self._grads: list[Any] = []
 
     def _bound(self, key: tuple[bool, ...], steps: Sequence[Any]) -> list[tuple[Any, ...]]:
         """(step, node, values to clear) of each step.
@@ -148,9 +153,11 @@ class Execution:
             )
         else:
             reason = "forward(clear_no_need_grad=True) freed it; set persistent=True to keep it"
-        steps = self.plan.forward(clear_buffer, clear_no_need_grad)
-        program = self._bound((clear_buffer, clear_no_need_grad), steps)
         pre, post = function_hooks(hooks)
+        flags = clear_buffer, clear_no_need_grad
+        if not pre and not post and self._forward_by_program(flags):
+            return
+        program = self._bound(flags, self.plan.forward(clear_buffer, clear_no_need_grad))
         with np.errstate(all="ignore"):
             for step, node, clears in program:
                 for hook in pre:
@@ -160,6 +167,65 @@ class Execution:
                     hook(node)
                 if clears:
                     _clear(clears, reason)
+
+    def _forward_by_program(self, flags: tuple[bool, bool]) -> bool:
+        """Run a forward by its program; False where it has none, or is the first of this graph."""
+        bindings = self._bindings.get(flags, False)
+        if bindings is False:
+            self._bindings[flags] = True  # a graph that runs again is worth a program
+            return False
+        if bindings is True:
+            bindings = self._bindings[flags] = self._bind(flags)
+        if not isinstance(bindings, _Bindings):
+            return False
+        for leaf in bindings.leaves:
+            if leaf.array is None and leaf.pending is None:
+                return False  # and the walk says for which function
+        for storage in bindings.kept_storages:
+            if storage.volatile:
+                return False  # since a function was called that changes it: the walk keeps copies
+        with np.errstate(all="ignore"):
+            bindings.program(self.nodes, bindings.data, bindings.storages, bindings.kept)
+        return True
+
+    def _bind(self, flags: tuple[bool, bool]) -> _Bindings | None:
+        """What the program of a forward works on; None where it cannot."""
+        plan = self.plan
+        program = plan.program(("forward", *flags), lambda: forward_program(plan, *flags))
+        if program is None or any(node.eager for node in self.nodes):
+            return None
+        steps = plan.forward(*flags)
+        gone = {slot for step in steps for slot in step.clears}
+        storages: list[Storage | None] = [None] * plan.n_slots
+        data: list[NdArray | None] = [None] * plan.n_slots
+        kept: list[tuple[NdArray, ...]] = []
+        for slot, leaf in self.leaves.items():
+            data[slot] = leaf.data
+        for call, node in zip(plan.calls, self.nodes, strict=True):
+            for slot in call.targets:
+                value = self._value(slot)
+                if value is not None:
+                    data[slot] = value.data
+                    storages[slot] = value.data._storage
+                elif slot not in gone:
+                    return None  # nobody holds it, so the walk frees it
+            arrays: list[Any] = [None if v is None else v.data for v in node.sources]
+            arrays += [data[slot] for slot in call.targets]
+            saved = call.setup.saved_positions(call.need)
+            found = []
+            for position in call.setup.reads(call.need).backward if True in call.need else ():
+                if position in saved:
+                    spec = call.setup.results[position - len(call.sources)]
+                    storages.append(Storage(spec.shape, spec.dtype, None))
+                    found.append(NdArray._of(storages[-1], spec.shape))  # type: ignore[arg-type]
+                else:
+                    found.append(arrays[position])
+            kept.append(tuple(found))
+            if True in call.need:
+                node.prepare()
+        leaves = [leaf.data._storage for leaf in self.leaves.values()]
+        kept_storages = list({array._storage for arrays in kept for array in arrays})
+        return _Bindings(program, leaves, data, storages, kept, kept_storages)
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -183,9 +249,14 @@ class Execution:
                     else "none has need_grad=True (parameters have it unless fix_parameters=True)"
                 )
             )
+        pre, post = function_hooks(hooks)
+        if clear_buffer and not pre and not post and plan.is_used_again():
+            program = plan.program(("backward",), lambda: backward_program(plan))
+            if program is not None:
+                self._backward_by_program(program, root, seed, steps, callbacks)
+                return
         gradients: list[_Gradient | None] = [None] * plan.n_slots
         gradients[plan.roots[0]] = _seed_gradient(root, seed)
-        pre, post = function_hooks(hooks)
         kept = None if not clear_buffer else plan.persistent | plan.wanted
         reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
         if callbacks:
@@ -219,6 +290,50 @@ class Execution:
                     _give(value, gradient)
             for callback in callbacks:
                 callback.finish()
+
+    def _backward_by_program(
+        self,
+        program: Callable[..., None],
+        root: Value,
+        seed: Any,
+        steps: Sequence[BackwardStep],
+        callbacks: Sequence[ReadyCallback],
+    ) -> None:
+        grads = self._grads
+        if not grads:
+            grads += [None] * self.plan.n_slots
+            for slot in self.plan.gradients:
+                grads[slot] = self.leaves[slot].grad
+        bound = self._bound((True,), steps)
+        reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
+        if callbacks:
+            coming = [grads[s]._storage for step in steps for s in step.ready]
+            for callback in callbacks:
+                callback.begin(coming, self.plan)
+
+        def ready(storage: Storage) -> None:
+            for callback in callbacks:
+                callback.ready(storage)
+
+        def clear(number: int) -> None:
+            _clear(bound[number][2], reason)
+
+        gradient = _seed_gradient(root, seed)
+        array, own = gradient.array, gradient.own
+        del gradient
+        with np.errstate(all="ignore"):
+            program(
+                self.nodes,
+                grads,
+                array,
+                own,
+                ready if callbacks else None,
+                clear,
+                _gradient_memory,
+                _add_to_leaf,
+            )
+        for callback in callbacks:
+            callback.finish()
 
     def _outer(self, gradients: list[_Gradient | None], node: Node, index: int, slot: int) -> Any:
         """The gradient that comes in for an output of `node`; None if there is none."""
@@ -264,7 +379,11 @@ class Execution:
             options = bind(reads.fast_bindings, arrays, packed, node.operands)
             outs: list[Any] = [None] * len(setup.input_shapes)
             for c in step.contributions:
-                outs[c.source] = self._memory(c, setup.input_shapes[c.source], backend)
+                shape = setup.input_shapes[c.source]
+                if c.leaf and c.first:
+                    outs[c.source] = _gradient_memory(self.leaves[c.slot].grad, shape, backend)
+                else:
+                    outs[c.source] = backend.empty(shape, backend.dtype)  # type: ignore[arg-type]
             if setup.scratch:
                 options["scratch"] = backend.empty((setup.scratch,), np.dtype(np.uint8))
             setup.implementation.backward(
@@ -284,19 +403,6 @@ class Execution:
             if own:
                 own = not any(gradient is a for a in (*arrays.values(), *outer))
             self._deliver(c, gradient, own, gradients, backend)
-
-    def _memory(self, c: Contribution, shape: Any, backend: Backend) -> Any:
-        """Where a gradient is written: straight into a leaf's, if it is to be overwritten."""
-        if c.leaf and c.first:
-            grad = self.leaves[c.slot].grad
-            storage = grad._storage
-            if storage.zeroing and grad._whole() and storage.dtype == backend.dtype:
-                array = storage.array
-                if array is None:
-                    array = storage.allocate(storage.dtype, backend)
-                if backend.holds(array):
-                    return grad._view(array)
-        return backend.empty(shape, backend.dtype)
 
     def _deliver(
         self,
@@ -319,6 +425,29 @@ class Execution:
             total = backend.empty(array.shape, array.dtype)
             backend.add(present.array, array, total)
             gradients[c.slot] = _Gradient(total, True)
+
+
+class _Bindings(NamedTuple):
+    """A program of a forward, and what it works on."""
+
+    program: Callable[..., None]
+    leaves: list[Storage]
+    data: list[NdArray | None]
+    storages: list[Storage | None]
+    kept: list[tuple[NdArray, ...]]
+    kept_storages: list[Storage]
+
+
+def _gradient_memory(grad: NdArray, shape: Any, backend: Backend) -> Any:
+    """Where a leaf's first gradient is written: straight into place, if that is overwritten."""
+    storage = grad._storage
+    if storage.zeroing and grad._whole() and storage.dtype == backend.dtype:
+        array = storage.array
+        if array is None:
+            array = storage.allocate(storage.dtype, backend)
+        if backend.holds(array):
+            return grad._view(array)
+    return backend.empty(shape, backend.dtype)
 
 
 def _clear(values: Sequence[Value], reason: str) -> None:

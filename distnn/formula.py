@@ -315,9 +315,14 @@ _OURS = {"power": power, "sigmoid": sigmoid}
 
 @functools.lru_cache(maxsize=4096)
 def _compiled(text: str, arrays: tuple[str, ...], numbers: tuple[str, ...]) -> Callable[..., None]:
-    source = _statement("out", ast.parse(text, mode="eval").body, {*numbers})
+    source = statement("out", ast.parse(text, mode="eval").body, {*numbers})
     parameters = ", ".join((*arrays, *numbers, "out"))
     return _executed(f"def kernel({parameters}):\n    {source}\n")
+
+
+def compiled_lines(parameters: Sequence[str], lines: Sequence[str]) -> Callable[..., None]:
+    """A function of these parameters that runs lines of NumPy text, as `statement` makes them."""
+    return _executed(f"def kernel({', '.join(parameters)}):\n    " + "\n    ".join(lines) + "\n")
 
 
 def _executed(source: str) -> Callable[..., Any]:
@@ -326,7 +331,7 @@ def _executed(source: str) -> Callable[..., Any]:
     return scope["kernel"]
 
 
-def _statement(target: str, tree: ast.expr, numbers: set[str]) -> str:
+def statement(target: str, tree: ast.expr, numbers: set[str]) -> str:
     """`target[...] = tree` as NumPy text; the last operation writes into target."""
     if is_number(tree, numbers):
         return f"{target}.fill({_number_text(tree)})"
@@ -335,7 +340,7 @@ def _statement(target: str, tree: ast.expr, numbers: set[str]) -> str:
     if _called(tree) == "where":
         condition, yes, no = _arguments(tree)
         if is_number(condition, numbers):
-            branches = (_statement(target, branch, numbers) for branch in (yes, no))
+            branches = (statement(target, branch, numbers) for branch in (yes, no))
             return "({0} if {2} else {1})".format(*branches, _number_text(condition))
         return f"_np.copyto({target}, {_array_text(tree, numbers)}, 'same_kind')"
     return _array_text(tree, numbers, out=target)
@@ -414,19 +419,18 @@ class Assignments:
         self.numbers = tuple(numbers)
         lines, known = [], {*arrays}
         self.statements: list[tuple[str, ast.expr]] = []  # what is assigned, and its formula
-        for statement in ast.parse(text.strip()).body:
-            assert isinstance(statement, ast.Assign)
-            assert isinstance(statement.targets[0], ast.Name)
-            target = statement.targets[0].id
-            Formula(statement.value, tuple(known), numbers)  # checks the names
-            self.statements.append((target, statement.value))
+        for line in ast.parse(text.strip()).body:
+            assert isinstance(line, ast.Assign)
+            assert isinstance(line.targets[0], ast.Name)
+            target = line.targets[0].id
+            Formula(line.value, tuple(known), numbers)  # checks the names
+            self.statements.append((target, line.value))
             if target in self.arrays:
-                lines.append(_statement(target, statement.value, {*numbers}))
+                lines.append(statement(target, line.value, {*numbers}))
             else:
                 known.add(target)
-                lines.append(f"{target} = {_array_text(statement.value, {*numbers})}")
-        parameters = ", ".join((*self.arrays, *self.numbers))
-        self._kernel = _executed(f"def kernel({parameters}):\n    " + "\n    ".join(lines) + "\n")
+                lines.append(f"{target} = {_array_text(line.value, {*numbers})}")
+        self._kernel = compiled_lines((*self.arrays, *self.numbers), lines)
 
     def run(self, arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
         """Run on arrays in the order of `self.arrays`."""

@@ -92,6 +92,7 @@ class Declaration:
         self.outputs = tuple(outputs)
         self.rules = dict(rules)
         self.operands = tuple(operands)
+        self.operand_set = frozenset(operands)
         self.variadic = variadic
         self.optional = frozenset(optional)
         self.saved = tuple(saved)
@@ -340,6 +341,11 @@ class Setup:
         if declaration.variadic:
             return f"input {declaration.inputs[0]}[{position}]"
         return f"input {declaration.inputs[position]}"
+
+    def saved_positions(self, need: tuple[bool, ...]) -> tuple[int, ...]:
+        """Positions of the saved results that gradients read."""
+        first = len(self.input_shapes) + self.n_outputs
+        return tuple(p for p in self.reads(need).backward if p >= first) if True in need else ()
 
     def rule(self, index: int) -> Rule | None:
         """The gradient rule of input number `index`."""

@@ -264,23 +264,23 @@ class Node:
             results = self._results(None if inplace is None else inputs[inplace])
             options = self.operands
             if setup.function.random:
-                self._draw = self._next_draw()
-                options = {**options, "random": setup.backend.draw(self._draw)}
+                options = {**options, "random": self.random()}
             new = run_forward(setup, values, results, options)
             if new:
-                self._commit(inputs, new)
+                self.commit(new)
         if True in self.need:
             reads = setup.reads(self.need)
             self._positions = reads.either if self.eager else reads.backward
             self._keep(inputs + results)
 
-    def _commit(self, inputs: Sequence[NdArray | None], new: Sequence[Any]) -> None:
+    def commit(self, new: Sequence[Any]) -> None:
         """Give the inputs that the function updates their new values."""
         declaration = self.setup.declaration
         watch = current_world().before_effect
         for name, update in zip(declaration.updates, new, strict=True):
-            target = inputs[declaration.inputs.index(name)]
-            if target is not None:
+            source = self.sources[declaration.inputs.index(name)]
+            if source is not None:
+                target = source.data
                 if watch is not None:
                     watch(target._storage)
                 transfer.copy(target._view(target._storage.materialize()), update)
@@ -299,6 +299,16 @@ class Node:
             kept.append(data)
         self._kept = tuple(kept)
         self._effects = effects
+
+    def keep(self, kept: tuple[NdArray, ...]) -> None:
+        """Hold what gradients will read; nothing of it is changed by effects."""
+        self._kept = kept
+        self._effects = 0
+
+    def random(self) -> Any:
+        """The random numbers of this execution."""
+        self._draw = self._next_draw()
+        return self.setup.backend.draw(self._draw)
 
     @property
     def seed(self) -> int:
@@ -408,6 +418,17 @@ class Node:
 
     def release(self) -> None:
         """Forget what was kept for gradients."""
+        kept, self._kept = self._kept, None
+        if kept is not None and self.eager is False:
+            # Executions of static graphs use arrays of saved results again, but not their memory.
+            first = len(self.sources) + len(self.targets)
+            for position, data in zip(self._positions, kept, strict=True):
+                if position >= first:
+                    data._storage.clear("backward(clear_buffer=True) freed it")
+
+    def prepare(self) -> None:
+        """Get ready for `keep`."""
+        self._positions = self.setup.reads(self.need).backward
         self._kept = None
 
 

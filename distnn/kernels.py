@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+from typing import Any
 
 from .errors import ArgumentError, MissingExtraError
 
@@ -21,6 +22,7 @@ _INSTALL = "pip install 'distnn[cpu]' (Numba 0.60 or later), or use 'numpy'"
 
 _chosen: str | None = None  # None: nobody has wanted to know yet
 _asked_for = False  # else taken because it is there
+backends: list[Any] = []  # of the CPU that were made; those of the kernels in use are `current`
 
 
 def get_cpu_kernels() -> str:
@@ -58,6 +60,8 @@ def set_cpu_kernels(kernels: str) -> None:
     global _chosen, _asked_for
     _check("set_cpu_kernels", kernels)
     _chosen, _asked_for = kernels, True
+    for backend in backends:
+        backend.current = backend.kernels == kernels
 
 
 def _check(where: str, kernels: object) -> None:

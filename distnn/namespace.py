@@ -19,6 +19,7 @@ from .memory import pool
 
 if TYPE_CHECKING:
     from .formula import Formula
+    from .formula_chain import Chain
     from .function import Function
     from .functions.channels import Channels
     from .ndarray import NdArray
@@ -53,6 +54,16 @@ class NumpyNamespace:
         """out = formula; arrays have out's number of axes and broadcast to its shape."""
         return formula.evaluate(arrays, numbers, out)
 
+    def evaluate_chain(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        """Compute the outputs of a chain; arrays and numbers are in the order of its names."""
+        chain.evaluate(arrays, numbers, outs)
+
     def check_range(self, indices: np.ndarray, low: int, high: int, message: str) -> None:
         """Raise LabelError(message) unless low <= indices <= high; on a GPU at the next host read.
 
@@ -80,6 +91,9 @@ class NumpyNamespace:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             out = pool.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
         return threads.matmul(a, b, out)
+
+    def reshape(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return x.reshape(shape)
 
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, shape)

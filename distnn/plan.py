@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .function import Setup
@@ -151,6 +151,21 @@ class Plan:
             self._group[s] for s in (*self.leaves, *self.roots, *self.persistent, *inputs)
         )
         self._programs: dict[tuple, tuple] = {}
+        self._texts: dict[tuple, Callable[..., None] | None] = {}
+        self._used = False
+
+    def program(
+        self, key: tuple, make: Callable[[], Callable[..., None] | None]
+    ) -> Callable[..., None] | None:
+        """What program.py makes of this plan, made once."""
+        if key not in self._texts:
+            self._texts[key] = make()
+        return self._texts[key]
+
+    def is_used_again(self) -> bool:
+        """False the first time: a structure that comes once is not worth a program."""
+        used, self._used = self._used, True
+        return used
 
     # -- structure ----------------------------------------------------------------------------
 

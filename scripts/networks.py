@@ -204,8 +204,7 @@ def _transformer(x: Any, t: Any, layers: int, d: int, heads: int, vocabulary: in
     def normalized(h: Any, name: str) -> Any:
         gamma = parameter(f"{name}/gamma", (1, 1, d), ConstantInitializer(1))
         beta = parameter(f"{name}/beta", (1, 1, d), ConstantInitializer(0))
-        h = h - F.mean(h, 2, True)
-        return h * (F.mean(h * h, 2, True) + 1e-5) ** -0.5 * gamma + beta
+        return F.layer_normalization(h, beta, gamma, batch_axis=[0, 1])
 
     def affine(h: Any, outputs: int, name: str) -> Any:
         return PF.affine(h, outputs, base_axis=2, name=name)

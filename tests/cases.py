@@ -11,6 +11,7 @@ import cases_arithmetic
 import cases_convolution
 import cases_elementwise
 import cases_indexing
+import cases_layer_normalization
 import cases_matrix
 import cases_normalization
 import cases_operators
@@ -26,6 +27,7 @@ CASES: list[Case] = [
     *cases_matrix.CASES,
     *cases_convolution.CASES,
     *cases_normalization.CASES,
+    *cases_layer_normalization.CASES,
     *cases_pooling.CASES,
     *cases_reduction.CASES,
     *cases_softmax.CASES,

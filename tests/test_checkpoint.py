@@ -97,8 +97,14 @@ def on_new_world(function):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     "make_solver",
-    [lambda: S.Momentum(0.1), lambda: S.Adam(0.01), lambda: S.AdamW(0.01)],
-    ids=["Momentum", "Adam", "AdamW"],
+    [
+        lambda: S.Momentum(0.1),
+        lambda: S.Adam(0.01),
+        lambda: S.AdamW(0.01),
+        lambda: S.AdaBelief(0.01, amsgrad=True, rectify=True),
+        lambda: S.Lamb(0.01),
+    ],
+    ids=["Momentum", "Adam", "AdamW", "AdaBelief", "Lamb"],
 )
 def test_training_goes_on_with_the_same_bits(transport, make_solver, dynamic, folder):
     path = folder / "last.safetensors"

@@ -81,9 +81,13 @@ def test_an_unknown_choice_is_named():
 @pytest.fixture
 def undecided(monkeypatch):
     """As in a process in which nobody has asked for kernels."""
+    before = nn.get_cpu_kernels()
     monkeypatch.delenv("DISTNN_CPU_KERNELS", raising=False)
     monkeypatch.setattr(kernels, "_chosen", None)
     monkeypatch.setattr(kernels, "_asked_for", False)
+    yield
+    monkeypatch.undo()
+    nn.set_cpu_kernels(before)
 
 
 def missing(name):
@@ -147,3 +151,60 @@ def test_functions_keep_the_kernels_with_which_they_were_called(restored):
         found[name] = y
     nn.forward_all(list(found.values()))
     np.testing.assert_allclose(found["numba"].d, found["numpy"].d, rtol=1e-6)
+
+
+# -- compiling, and keeping what was compiled -----------------------------------------------------
+
+TRAIN = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+import numpy as np, distnn as nn, distnn.functions as F, distnn.solvers as S
+nn.set_cpu_kernels("numba")
+x = nn.Variable.from_numpy_array(np.linspace(-2, 2, 20000).astype("f"), need_grad=True)
+solver = S.Momentum(0.1)
+solver.set_parameters({"x": x})
+y = F.sum(F.sigmoid(F.softmax(F.reshape(x, (200, 100)))))
+y.forward()
+y.backward()
+solver.update()
+print("sum", float(y.d))
+"""
+KERNELS = {"_softmax", "_softmax_gradient", "formula_sigmoid_x_", "formula_update_w_g_m"}
+
+
+def compiled(done: subprocess.CompletedProcess) -> set[str]:
+    """Names of the kernels that a program says it compiled."""
+    assert done.returncode == 0, done.stderr
+    assert "sum 100" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {words[2] for words in lines if words[:2] == ["compiled", "kernel"]}
+
+
+def test_kernels_are_compiled_once_and_kept(tmp_path):
+    assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) >= KERNELS
+    assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) == set()
+
+
+def test_where_nothing_can_be_written_each_process_compiles(tmp_path):
+    (tmp_path / "file").touch()
+    done = run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path / "file" / "folder"))
+    assert compiled(done) >= KERNELS
+    assert "compiled kernels are not kept" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_without_leave_to_write_is_no_error(tmp_path):
+    tmp_path.chmod(0o500)
+    assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) >= KERNELS
+
+
+def test_processes_that_start_together_share_the_folder(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "DISTNN_CPU_KERNELS": "numba"}
+    programs = [
+        subprocess.Popen([sys.executable, "-c", TRAIN], env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    outputs = [program.communicate(timeout=120)[0] for program in programs]
+    for program, out in zip(programs, outputs, strict=True):
+        assert program.returncode == 0
+        assert b"sum 100" in out

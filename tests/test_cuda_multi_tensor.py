@@ -6,17 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from cases_solvers import RULES as SOLVERS
 
 import distnn.solvers as S
 from distnn.formula import Assignments
 from distnn.solvers.solver import _DECAY, _SCALE
 
 RULES = {
-    "Sgd": S.Sgd.rule,
-    "Momentum": S.Momentum.rule,
-    "Nesterov": S.Nesterov.rule,
-    "Adam": S.Adam.rule,
-    "AdamW": S.AdamW.rule,
+    **{name: make().rule for name, (make, _) in SOLVERS.items()},
+    "Lamb's direction": S.Lamb.direction,
     "scale": _SCALE,
     "decay": _DECAY,
 }
@@ -57,8 +55,13 @@ def jobs_for(rule, dtypes, sizes=SIZES):
     rng = np.random.RandomState(0)
     return [
         (
-            [rng.uniform(0.1, 2, size).astype(dtype) for dtype in dtypes],
-            [0.3 + 0.01 * (i + k) for k in range(len(rule.numbers))],
+            # n is RMSpropGraves' average of squares, no smaller than the square of the average.
+            [
+                (rng.uniform(0.1, 2, size) + 4 * (name == "n")).astype(dtype)
+                for name, dtype in zip(rule.arrays, dtypes, strict=True)
+            ],
+            # AdaBelief's choice goes both ways.
+            [i % 2 if n == "plain" else 0.3 + 0.01 * (i + k) for k, n in enumerate(rule.numbers)],
         )
         for i, size in enumerate(sizes)
     ]

@@ -206,6 +206,36 @@ ROWS = [
     row("batch_normalization", ShapeError,
         r"x has shape \(0, 3, 4, 4\): an empty batch has no mean; "
         "use batch_stat=False", v(0, 3, 4, 4), *STATISTICS),
+    *(row("layer_normalization", ShapeError, rf"{name} has shape {shape} but x \(2, 3, 4\); "
+          r"pass one of 3 axes, each of x's length or of length 1", v(2, 3, 4),
+          *(parameter if i == k else None for i in range(2)))
+      for k, name in enumerate(("beta", "gamma"))
+      for shape, parameter in ((r"\(3,\)", v(3)), (r"\(1, 2, 4\)", v(1, 2, 4)))),
+    row("layer_normalization", ShapeError, r"x has shape \(2, 0\): an axis without elements has no "
+        "mean", v(2, 0), None, None),
+    row("layer_normalization", ShapeError, r"x has no axes; pass an array", v(), None, None),
+    row("layer_normalization", DtypeError, r"x is ndarray; pass", np.ones((2, 3)), None, None),
+    row("layer_normalization", ShapeError, r"batch_axis is 2 but the array has 2 axes", X, None,
+        None, batch_axis=2),
+    row("layer_normalization", ArgumentError, r"eps is -1.0; pass 0 or more", X, None, None,
+        eps=-1),
+    row("tensor_normalization", ShapeError, r"axes \[1, 1\] names an axis twice", X, [1, 1]),
+    row("tensor_normalization", ArgumentError, r"eps is nan; pass 0 or more", X, 0,
+        eps=float("nan")),
+    *(row(f"{kind}_normalization", ShapeError, r"channel_axis 1 is one of batch_axis \[0, 1\]; "
+          "pass axes that differ", v(2, 4, 6), None, None, batch_axis=[0, 1], **options)
+      for kind, options in (("instance", {}), ("group", {"num_groups": 2}))),
+    row("instance_normalization", ShapeError, r"channel_axis is 3 but the array has 3 axes",
+        v(2, 4, 6), None, None, channel_axis=3),
+    *(row("group_normalization", ShapeError, rf"num_groups is {groups} but x \(2, 4, 6\) has 4 "
+          "channels; pass a number that divides them", v(2, 4, 6), None, None, groups)
+      for groups in (3, 0)),
+    row("group_normalization", DtypeError, r"num_groups is 2.0; pass a whole number", v(2, 4, 6),
+        None, None, 2.0),
+    *(row("group_normalization", ShapeError, rf"{name} has shape \(1, 2, 1\) but x \(2, 4, 6\) "
+          r"with channel_axis 1 needs \(1, 4, 1\)", v(2, 4, 6),
+          *(v(1, 2, 1) if i == k else None for i in range(2)), 2)
+      for k, name in enumerate(("beta", "gamma"))),
     row("one_hot", ShapeError, r"x has shape \(4, 1\); its last axis needs length 2", v(4, 1),
         (3, 4)),
     row("one_hot", ShapeError, r"x has shape \(\); its last axis needs length 1", v(), (3,)),

@@ -127,6 +127,29 @@ def residual(name: str, shape: tuple[int, ...]) -> Row:
     return same(f"fused_batch_normalization {name}", ours, theirs, shape, channels, channels, shape)
 
 
+def of_examples(kind: str, note: str, shape: tuple[int, ...], shift: float = 0.0) -> Row:
+    """Layer normalization of the last axis, instance normalization or 4 groups."""
+    parameter = (*(1,) * (len(shape) - 1), shape[-1]) if kind == "layer" else per_channel(shape)
+    options = {
+        "layer": {"batch_axis": list(range(len(shape) - 1))},
+        "instance": {},
+        "group": {"num_groups": 4},
+    }[kind]
+
+    def ours(x: Any, beta: Any, gamma: Any) -> Any:
+        return getattr(F, f"{kind}_normalization")(x + shift, beta, gamma, **options)
+
+    def theirs(x: Any, beta: Any, gamma: Any) -> Any:
+        beta, gamma, x = beta.reshape(-1), gamma.reshape(-1), x + shift
+        if kind == "layer":
+            return TF.layer_norm(x, gamma.shape, gamma, beta)
+        if kind == "instance":
+            return TF.instance_norm(x, None, None, gamma, beta)
+        return TF.group_norm(x, 4, gamma, beta)
+
+    return same(f"{kind}_normalization {note}", ours, theirs, shape, parameter, parameter)
+
+
 def per_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, shape[1], *(1,) * (len(shape) - 2))
 
@@ -147,6 +170,15 @@ def cross_entropy(name: str, x: tuple[int, ...], scale: float) -> Row:
 # fmt: off
 ROWS = [
     *activation("sigmoid", F.sigmoid, torch.sigmoid),
+    of_examples("layer", "vectors", (64, 300)),
+    of_examples("layer", "tokens", (8, 30, 256)),
+    of_examples("layer", "long", (4, 60000)),
+    of_examples("layer", "large mean", (64, 300), shift=100.0),
+    of_examples("instance", "images", (8, 6, 20, 20)),
+    of_examples("instance", "sequences", (8, 6, 50)),
+    of_examples("instance", "large mean", (8, 6, 20, 20), shift=100.0),
+    of_examples("group", "images", (8, 16, 14, 14)),
+    of_examples("group", "large mean", (8, 16, 14, 14), shift=100.0),
     *activation("log_sigmoid", F.log_sigmoid, TF.logsigmoid),
     *activation("tanh", F.tanh, torch.tanh),
     *activation("softplus", F.softplus, lambda x: TF.softplus(x, threshold=1e6)),

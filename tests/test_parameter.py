@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import distnn as nn
+import distnn.functions as F
 import distnn.initializer as I
 import distnn.parametric_functions as PF
 from distnn import transfer
@@ -57,6 +58,26 @@ def shapes(grad_only=False):
         (
             lambda: PF.fused_batch_normalization(nn.Variable((2, 3, 8, 8))),
             {f"bn/{k}": (1, 3, 1, 1) for k in ("beta", "gamma", "mean", "var")},
+        ),
+        (
+            lambda: PF.layer_normalization(nn.Variable((2, 3, 8, 8))),
+            {f"layer_normalization/{k}": (1, 3, 8, 8) for k in ("beta", "gamma")},
+        ),
+        (
+            lambda: PF.layer_normalization(nn.Variable((5, 2, 12)), batch_axis=(0, -2)),
+            {f"layer_normalization/{k}": (1, 1, 12) for k in ("beta", "gamma")},
+        ),
+        (
+            lambda: PF.instance_normalization(nn.Variable((2, 3, 8, 8)), no_bias=True),
+            {"instance_normalization/gamma": (1, 3, 1, 1)},
+        ),
+        (
+            lambda: PF.instance_normalization(nn.Variable((2, 8, 8, 3)), channel_axis=-1),
+            {f"instance_normalization/{k}": (1, 1, 1, 3) for k in ("beta", "gamma")},
+        ),
+        (
+            lambda: PF.group_normalization(nn.Variable((2, 4, 8, 8)), 2),
+            {f"group_normalization/{k}": (1, 4, 1, 1) for k in ("beta", "gamma")},
         ),
         (lambda: PF.embed(nn.Variable((4,)), 10, 5), {"embed/W": (10, 5)}),
     ],
@@ -205,6 +226,10 @@ def test_clearing_a_scope_leaves_others_and_running_graphs():
             lambda: PF.batch_normalization(nn.Variable((2, 3)), param_init={"x": None}),
             r"param_init has \['x'\]",
         ),
+        (
+            lambda: PF.layer_normalization(nn.Variable((2, 3)), param_init={"mean": None}),
+            r"param_init has \['mean'\]; the parameters are \['beta', 'gamma'\]",
+        ),
         (lambda: nn.parameter_scope(3).__enter__(), "name is 3"),
     ],
 )
@@ -223,6 +248,18 @@ def test_initializers_draw_what_they_say():
     q = I.OrthogonalInitializer(2.0)((4, 3, 2)).reshape(4, 6)
     np.testing.assert_allclose(q @ q.T, 4 * np.eye(4), atol=1e-5)
     np.testing.assert_array_equal(I.RangeInitializer(1, 2)((2, 3)), [[1, 3, 5]] * 2)
+
+
+def test_normalizations_start_with_a_shift_of_0_and_a_scale_of_1():
+    x = nn.Variable.from_numpy_array(np.random.RandomState(0).randn(4, 6, 5))
+    for name, options in (("layer", {}), ("instance", {}), ("group", {"num_groups": 2})):
+        y = getattr(PF, f"{name}_normalization")(x, **options, fix_parameters=True)
+        plain = getattr(F, f"{name}_normalization")(x, None, None, **options)
+        nn.forward_all([y, plain])
+        np.testing.assert_array_equal(y.d, plain.d)
+        assert not y.need_grad
+    assert not np.any(nn.get_parameters()["layer_normalization/beta"].d)
+    assert np.all(nn.get_parameters()["layer_normalization/gamma"].d == 1)
 
 
 def test_a_decorated_function_has_its_own_scope_and_name():

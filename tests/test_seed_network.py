@@ -55,9 +55,22 @@ def losses(digits, dynamic, threads, steps=3):
         nn.set_num_threads(before)
 
 
+@pytest.fixture(params=["numpy", "numba"])
+def kernels(request, extension):
+    """Both sorts of kernels of the CPU."""
+    if extension != "cpu" and request.param == "numba":
+        pytest.skip("a device has kernels of its own")
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
+    before = nn.get_cpu_kernels()
+    nn.set_cpu_kernels(request.param)
+    yield
+    nn.set_cpu_kernels(before)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_mode_and_threads_change_no_bit(digits, dynamic, threads):
+def test_mode_and_threads_change_no_bit(digits, kernels, dynamic, threads):
     expected, parameters = losses(digits, False, 1)
     found, others = losses(digits, dynamic, threads)
     assert found == expected
@@ -66,7 +79,7 @@ def test_mode_and_threads_change_no_bit(digits, dynamic, threads):
         assert np.array_equal(p, others[k]), k
 
 
-def test_the_first_step_is_as_near_to_float64_as_pytorchs(digits, monkeypatch):
+def test_the_first_step_is_as_near_to_float64_as_pytorchs(digits, kernels, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is the peer: pip install torch==2.13.0")
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import bench_seed

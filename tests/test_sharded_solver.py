@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases_solvers import RULES
 from ranks import MPI, ON_GPUS, connected, on_ranks
-from test_solvers import RULES
 
 import distnn as nn
 import distnn.communicators as C
@@ -24,10 +24,8 @@ several = pytest.mark.parametrize(
 )
 SHAPES = [(30, 40), (40,), (40, 50), (50,), (50, 7), (7,), (3, 3, 4), (600,)]
 SOLVERS = {
-    "Sgd": lambda: S.Sgd(0.1),
-    "Momentum": lambda: S.Momentum(0.1, 0.8),
-    "Adam": lambda: S.Adam(0.1, 0.7, 0.95, 1e-6),
-    "AdamW": lambda: S.AdamW(0.1, 0.7, 0.95, 1e-6, wd=0.02),
+    name: RULES[name][0]
+    for name in ("Sgd", "Momentum", "Adam", "AdamW", "AdaBelief with everything", "Lars", "Lamb")
 }
 every_solver = pytest.mark.parametrize("name", SOLVERS)
 
@@ -110,7 +108,7 @@ def test_a_sharded_solver_follows_the_equations(transport, name):
         sharded = C.ShardedSolver(RULES[name][0](), comm)
         sharded.set_parameters(shards)
         w = {key: p.d.astype(np.float64) for key, p in shards.items()}
-        state = {key: dict.fromkeys(("m", "mean", "var"), 0.0) for key in shards}
+        state = {key: dict.fromkeys(RULES[name][0]().states, 0.0) for key in shards}
         for step in range(4):
             sharded.zero_grad()
             set_gradients(shards, comm.rank, step)

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from cases_solvers import RULES
 
 import distnn as nn
 import distnn.solvers as S
@@ -103,7 +104,7 @@ def test_a_safetensors_file_has_the_same_names(tmp_path):
 
 
 @both_formats
-@pytest.mark.parametrize("kind", [S.Sgd, S.Momentum, S.Adam])
+@pytest.mark.parametrize("kind", [make for make, _ in RULES.values()], ids=RULES)
 def test_a_round_trip_restores_states_and_step_counts(tmp_path, ending, kind):
     # Names that begin with each other, and names that lie above each other.
     registered = parameters("w", "w2", "a", "a/b", "a/b/c", "b")

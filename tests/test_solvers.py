@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases_solvers import RULES
 
 import distnn as nn
 import distnn.functions as F
@@ -12,42 +13,6 @@ import distnn.solvers as S
 from distnn.errors import ArgumentError, SolverError
 from distnn.parameter import create_parameter
 
-# Each rule in float64, from its definition: step(w, g, state, t) -> w.
-
-
-def sgd(w, g, s, t):
-    return w - 0.1 * g
-
-
-def momentum(w, g, s, t):
-    s["m"] = 0.8 * s["m"] + 0.1 * g
-    return w - s["m"]
-
-
-def nesterov(w, g, s, t):
-    before = s["m"]
-    s["m"] = 0.8 * before - 0.1 * g
-    return w - 0.8 * before + (1 + 0.8) * s["m"]
-
-
-def adam(w, g, s, t, decay=0.0):
-    s["mean"] = 0.7 * s["mean"] + 0.3 * g
-    s["var"] = 0.95 * s["var"] + 0.05 * g**2
-    rate = 0.1 * np.sqrt(1 - 0.95**t) / (1 - 0.7**t)
-    return w - rate * s["mean"] / (np.sqrt(s["var"]) + 1e-6) - decay * w
-
-
-def adamw(w, g, s, t):
-    return adam(w, g, s, t, decay=0.02)
-
-
-RULES = {
-    "Sgd": (lambda: S.Sgd(0.1), sgd),
-    "Momentum": (lambda: S.Momentum(0.1, 0.8), momentum),
-    "Nesterov": (lambda: S.Nesterov(0.1, 0.8), nesterov),
-    "Adam": (lambda: S.Adam(0.1, 0.7, 0.95, 1e-6), adam),
-    "AdamW": (lambda: S.AdamW(0.1, 0.7, 0.95, 1e-6, wd=0.02), adamw),
-}
 every_solver = pytest.mark.parametrize("name", RULES)
 
 
@@ -76,7 +41,7 @@ def test_an_update_follows_the_equation(name, type_config, rtol):
     solver.set_parameters(params)
     expected = {k: p.d.astype(np.float64) for k, p in params.items()}
     states = {k: dict.fromkeys(solver.states, np.zeros(p.shape)) for k, p in params.items()}
-    for t in range(1, 6):
+    for t in range(1, 13):
         give_gradients(params, t)
         solver.update()
         for k, p in params.items():
@@ -84,7 +49,7 @@ def test_an_update_follows_the_equation(name, type_config, rtol):
             expected[k] = rule(expected[k], g, states[k], t)
             np.testing.assert_allclose(p.d, expected[k], rtol=rtol, atol=rtol)
     for k, state in solver.get_states().items():
-        assert state.t == 5
+        assert state.t == 12
         for s, values in state.pstate.items():
             np.testing.assert_allclose(values.d, states[k][s], rtol=rtol, atol=rtol)
 
@@ -109,6 +74,27 @@ def test_parameters_one_by_one_get_the_bits_they_get_together(name):
             s.update()
     for k in together:
         assert np.array_equal(together[k].d, alone[k].d)
+
+
+@every_solver
+def test_a_parameter_that_comes_late_begins_at_step_one(name):
+    make, rule = RULES[name]
+    params = parameters()
+    solver = make()
+    expected = {k: p.d.astype(np.float64) for k, p in params.items()}
+    states = {k: dict.fromkeys(solver.states, np.zeros(p.shape)) for k, p in params.items()}
+    first_steps = {"p0": 0, "p1": 2, "p2": 3}
+    for step in range(5):
+        present = {k: p for k, p in params.items() if step >= first_steps[k]}
+        solver.set_parameters(present, reset=False, retain_state=True)
+        give_gradients(present, step)
+        for k, p in present.items():
+            g, t = p.g.astype(np.float64), step - first_steps[k] + 1
+            expected[k] = rule(expected[k], g, states[k], t)
+        solver.update()
+    for k, p in params.items():
+        np.testing.assert_allclose(p.d, expected[k], rtol=2e-5, atol=2e-5)
+    assert [s.t for s in solver.get_states().values()] == [5, 3, 2]
 
 
 @every_solver
@@ -365,6 +351,10 @@ def test_hooks_run_before_and_after_an_update():
     ("call", "kind", "match"),
     [
         (lambda s: S.Sgd(-1), ArgumentError, "learning rate is -1"),
+        (lambda s: S.Adam(beta1=1), ArgumentError, r"\[Adam\] beta1 is 1; pass .* below 1"),
+        (lambda s: S.Lion(beta2=-0.1), ArgumentError, r"\[Lion\] beta2 is -0.1; pass"),
+        (lambda s: S.AMSBound(gamma=0), ArgumentError, r"\[AMSBound\] gamma is 0; pass a positive"),
+        (lambda s: S.Lamb(gamma_l=11), ArgumentError, "gamma_l is 11 and gamma_u 10.0; pass 0 <="),
         (lambda s: s.set_learning_rate(float("nan")), ArgumentError, "is nan"),
         (lambda s: s.set_parameters({"w": np.zeros(2)}), SolverError, "'w' is ndarray"),
         (lambda s: s.remove_parameters(["x"]), SolverError, "'x' is not registered"),

@@ -15,7 +15,8 @@ import numpy as np
 from ..dtypes import is_float
 from ..errors import ArgumentError, SolverError
 from ..ndarray import NdArray, Storage
-from ..solvers.solver import Solver, SolverHook, SolverState, by_backend
+from ..solvers.jobs import sums_of_squares
+from ..solvers.solver import Solver, SolverHook, SolverState
 from ..transfer import array_module
 from ..variable import Variable
 from .buckets import AllReduceCallback
@@ -227,10 +228,7 @@ class ShardedSolver:
                 f"[{self.name}.clip_grad_by_global_norm] clip_norm is {clip_norm}; pass a positive "
                 "number"
             )
-        grads = (grad for _, grad in self._solver._gradients())
-        squares = sum(
-            sum(backend.sums_of_squares(found)) for backend, found in by_backend(grads, lambda g: g)
-        )
+        squares = sum(sums_of_squares(self._solver._gradients()))
         norm = float(np.sqrt(self._over_ranks("clip_grad_by_global_norm", squares, "sum")))
         if norm > clip_norm:
             self._solver.scale_grad(clip_norm / norm)

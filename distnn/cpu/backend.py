@@ -35,7 +35,7 @@ class NumbaNamespace(NumpyNamespace):
         numbers: Mapping[str, float],
         out: np.ndarray,
     ) -> np.ndarray:
-        if worthwhile((out,)) and compiler_loads():
+        if out.size >= twin.SMALLEST and compiler_loads():
             from . import elementwise
 
             values = [arrays[name] for name in formula.arrays]
@@ -55,6 +55,7 @@ class NumbaBackend(CpuBackend):
     """NumPy on the host, and kernels that Numba compiles."""
 
     kernels = "numba"
+    chains_formulas = False  # alone a formula is NumPy's or a loop's, as it suits its size
     xp = NumbaNamespace()
 
     def packed(self, array: Any) -> Any:
@@ -65,9 +66,19 @@ class NumbaBackend(CpuBackend):
 
     def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
         for arrays, numbers in jobs:
-            if worthwhile(arrays) and compiler_loads():
+            if arrays[0].size >= twin.SMALLEST and compiler_loads():
                 from . import elementwise
 
                 if elementwise.run(rule, arrays, numbers):
                     continue
             rule.run(arrays, numbers)
+
+    def sums_of_squares(self, arrays: Sequence[np.ndarray]) -> list[float]:
+        return [self._sum_of_squares(a) for a in arrays]
+
+    def _sum_of_squares(self, array: np.ndarray) -> float:
+        if worthwhile((array,)) and compiler_loads():
+            from .reduction import sum_of_squares
+
+            return sum_of_squares(array)
+        return super().sums_of_squares([array])[0]

@@ -45,6 +45,7 @@ _TEXTS = {
     "logical_xor": "T(1) if ({0} != T(0)) != ({1} != T(0)) else T(0)",
     "logical_not": "T(1) if {0} == T(0) else T(0)",
     "absolute": "abs({0})",
+    "sign": "T(1) if {0} > T(0) else T(-1) if {0} < T(0) else T(0) if {0} == T(0) else {0}",
     "sqrt": "sqrt({0})",
     "floor": "floor({0})",
     "ceil": "ceil({0})",

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..formula import Formula
-from .formula_source import DeviceCode, common_dtype, formula_code
+from ..formula_chain import Chain
+from .formula_source import DeviceCode, chain_code, common_dtype, formula_code
 from .kernels import FLOATS, THREADS, TYPES, Kernel, blocks_for, kernel
 from .layout import HELD, ONE, ROWS, SAME, STRIDED, layout
 from .pack import header, pack_length
@@ -34,11 +35,29 @@ def evaluate(
     Raises: ValueError where an array does not broadcast to out, or out is not C-contiguous.
     """
     values = [arrays[name] for name in formula.arrays]
-    launch = _launch(formula, *[(a.shape, a.strides, a.dtype) for a in (out, *values)])
-    if launch is not None:
-        settings = launch.settings(*[numbers[name] for name in formula.numbers])
-        launch.kernel(launch.blocks, THREADS, *values, out, *launch.sizes, *settings)
+    _run(formula, values, [numbers[name] for name in formula.numbers], [out])
     return out
+
+
+def evaluate_chain(
+    chain: Chain, arrays: Sequence[Any], numbers: Sequence[float], outs: Sequence[Any]
+) -> None:
+    """Compute the outputs of a chain, in one launch.
+
+    Args:
+        arrays, numbers: as for `evaluate`, in the order of the chain's names.
+        outs: C-contiguous, of one shape and dtype, in the order of the chain's outputs.
+    """
+    _run(chain, arrays, numbers, outs)
+
+
+def _run(
+    text: Formula | Chain, arrays: Sequence[Any], numbers: Sequence[float], outs: Sequence[Any]
+) -> None:
+    launch = _launch(text, *[(a.shape, a.strides, a.dtype) for a in (outs[0], *arrays)])
+    if launch is not None:
+        settings = launch.settings(*numbers)
+        launch.kernel(launch.blocks, THREADS, *arrays, *outs, *launch.sizes, *settings)
 
 
 def add(a: Any, b: Any, out: Any) -> Any:
@@ -59,7 +78,7 @@ class _Launch(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16384)
-def _launch(formula: Formula, out: _Array, *arrays: _Array) -> _Launch | None:
+def _launch(formula: Formula | Chain, out: _Array, *arrays: _Array) -> _Launch | None:
     """None where there is nothing to do."""
     (shape, _, dtype), dtypes = out, tuple(d for *_, d in arrays)
     own, *elements = [
@@ -74,7 +93,8 @@ def _launch(formula: Formula, out: _Array, *arrays: _Array) -> _Launch | None:
     if not found.packs(pack):
         pack = 1
     index = "unsigned int" if found.size <= _SMALL else "unsigned long long"
-    form = _Form(dtypes, dtype, found.kinds, len(found.lengths), pack, index)
+    outs = len(formula.outputs) if isinstance(formula, Chain) else 1
+    form = _Form(dtypes, dtype, found.kinds, len(found.lengths), pack, index, outs)
     sizes = (found.size, *found.lengths[1:], *(s for own in found.strides for s in own))
     return _Launch(
         kernel(_name(formula), _source(formula, form)),
@@ -93,15 +113,19 @@ class _Form(NamedTuple):
     axes: int
     pack: int  # elements
     index_type: str  # of an element's number
+    outs: int = 1
 
 
-def _name(formula: Formula) -> str:
+def _name(formula: Formula | Chain) -> str:
     """The kernel's name, which profilers show."""
-    return "formula_" + re.sub(r"\W+", "_", str(formula))[:48]
+    kind = "chain" if isinstance(formula, Chain) else "formula"
+    return f"{kind}_" + re.sub(r"\W+", "_", str(formula))[:48]
 
 
 @functools.cache
-def _code(formula: Formula, form: _Form) -> DeviceCode:
+def _code(formula: Formula | Chain, form: _Form) -> DeviceCode:
+    if isinstance(formula, Chain):
+        return chain_code(formula, form.out)
     return formula_code(formula, common_dtype(form.dtypes or (form.out,)))
 
 
@@ -114,11 +138,10 @@ template <int V>
 static __device__ __forceinline__ void run(Index begin, Index end, {parameters}) {{
 {before}  const Index step = (Index)gridDim.x * blockDim.x * V;
   for (Index i = begin + ((Index)blockIdx.x * blockDim.x + threadIdx.x) * V; i < end; i += step) {{
-{inside}    Pack<{out}, V> result;
-#pragma unroll
-    for (int k = 0; k < V; ++k) result.element[k] = ({out})value({elements});
-    pack<V>(out + i) = result;
-  }}
+{inside}{results}#pragma unroll
+    for (int k = 0; k < V; ++k) {{
+{values}    }}
+{stores}  }}
 }}
 
 extern "C" __global__ void {name}({parameters}) {{
@@ -127,15 +150,17 @@ extern "C" __global__ void {name}({parameters}) {{
 
 
 @functools.cache
-def _source(formula: Formula, form: _Form) -> str:
+def _source(formula: Formula | Chain, form: _Form) -> str:
     code = _code(formula, form)
     pointers = [f"const {TYPES[d.char]}* a{i}" for i, d in enumerate(form.dtypes)]
-    pointers.append(f"{TYPES[form.out.char]}* out")
+    out = TYPES[form.out.char]
+    outs = _outs(form)
+    pointers += [f"{out}* {name}" for name in outs]
     lengths = [f"length{axis}" for axis in range(1, form.axes)]
     strides = [name for i in range(len(form.kinds)) for name in _strides(form, i)]
     sizes = ["size", *lengths, *strides]
     numbers = [f"n{i}" for i in range(code.numbers)]
-    names = [*(f"a{i}" for i in range(len(form.dtypes))), "out", *sizes, *numbers]
+    names = [*(f"a{i}" for i in range(len(form.dtypes))), *outs, *sizes, *numbers]
     before, inside = _loads(form)
     return _KERNEL.format(
         header=header((*form.dtypes, form.out)),
@@ -146,18 +171,37 @@ def _source(formula: Formula, form: _Form) -> str:
         ),
         before="".join(f"  {line}\n" for line in before),
         inside="".join(f"    {line}\n" for line in inside),
-        out=TYPES[form.out.char],
-        elements=", ".join([*(_element(form, i) for i in range(len(form.kinds))), *numbers]),
+        results="".join(f"    Pack<{out}, V> result_{name};\n" for name in outs),
+        values="".join(f"      {line}\n" for line in _values(formula, form, numbers)),
+        stores="".join(f"    pack<V>({name} + i) = result_{name};\n" for name in outs),
         name=_name(formula),
         calls="".join(f"  {line}\n" for line in _calls(form, ", ".join(names))),
     )
+
+
+def _outs(form: _Form) -> list[str]:
+    return ["out"] if form.outs == 1 else [f"out{i}" for i in range(form.outs)]
+
+
+def _values(formula: Formula | Chain, form: _Form, numbers: list[str]) -> list[str]:
+    """What computes element k of each result."""
+    out, outs = TYPES[form.out.char], _outs(form)
+    elements = [_element(form, i) for i in range(len(form.kinds))]
+    if isinstance(formula, Formula):
+        return [f"result_out.element[k] = ({out})value({', '.join([*elements, *numbers])});"]
+    values = [f"r{i}" for i in range(len(outs))]
+    return [
+        f"T {', '.join(values)};",
+        f"values({', '.join([*elements, *values, *numbers])});",
+        *(f"result_{o}.element[k] = ({out}){v};" for o, v in zip(outs, values, strict=True)),
+    ]
 
 
 def _calls(form: _Form, arguments: str) -> list[str]:
     """Packs where all arrays begin at one, then the elements that are left."""
     if form.pack == 1:
         return [f"run<1>(0, (Index)size, {arguments});"]
-    packed = [f"a{i}" for i, kind in enumerate(form.kinds) if kind in (SAME, ROWS)] + ["out"]
+    packed = [f"a{i}" for i, kind in enumerate(form.kinds) if kind in (SAME, ROWS)] + _outs(form)
     aligned = " && ".join(f"aligned<{form.pack}>({name})" for name in packed)
     return [
         f"const Index packed = {aligned} ? (Index)(size - size % {form.pack}) : 0;",

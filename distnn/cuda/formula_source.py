@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formula import Assignments, Formula
+from ..formula_chain import Chain
 from ..formula_lines import Lines, written
 from .kernels import FLOATS, TYPES
 
@@ -93,6 +94,23 @@ def formula_code(formula: Formula, common: np.dtype) -> DeviceCode:
     result = lines.value(formula.tree)
     parameters = [f"const T a{i}" for i in range(len(formula.arrays))]
     return _code(lines, "T value", parameters, [f"return {result};"])
+
+
+def chain_code(chain: Chain, dtype: np.dtype) -> DeviceCode:
+    """`void values(const T a0, ..., T& r0, ..., T n0, ...)`: the outputs of a chain.
+
+    Every formula's value is rounded to `dtype`, as it is where it is stored.
+    """
+    lines = _lines(chain.arrays, chain.numbers, dtype)
+    for link in chain.links:
+        value = lines.value(link.tree)
+        if dtype != lines.dtype:
+            value = lines.named(f"(T)({TYPES[dtype.char]}){value}")
+        lines.names[link.target] = value
+    parameters = [f"const T a{i}" for i in range(len(chain.arrays))]
+    parameters += [f"T& r{i}" for i in range(len(chain.outputs))]
+    stores = [f"r{i} = {lines.names[name]};" for i, name in enumerate(chain.outputs)]
+    return _code(lines, "void values", parameters, stores)
 
 
 def assignments_code(rule: Assignments, dtypes: Sequence[np.dtype]) -> DeviceCode:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 
 from ..formula import Formula
+from ..formula_chain import Chain
 from ..function import Function
 from ..ndarray import NdArray
 from . import elementwise, labels, matmul, reduction
@@ -42,6 +43,11 @@ class CudaNamespace:
         self, formula: Formula, arrays: Mapping[str, Any], numbers: Mapping[str, float], out: Any
     ) -> Any:
         return elementwise.evaluate(formula, arrays, numbers, out)
+
+    def evaluate_chain(
+        self, chain: Chain, arrays: Sequence[Any], numbers: Sequence[float], outs: Sequence[Any]
+    ) -> None:
+        elementwise.evaluate_chain(chain, arrays, numbers, outs)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         return cupy.empty(tuple(shape), dtype)

@@ -66,6 +66,12 @@ from .creation import assign, constant, sink
 from .dropout import dropout
 from .fused_batch_normalization import fused_batch_normalization
 from .indexing import embed, gather, one_hot, top_n_error
+from .layer_normalization import (
+    group_normalization,
+    instance_normalization,
+    layer_normalization,
+    tensor_normalization,
+)
 from .loss import (
     absolute_error,
     binary_cross_entropy,

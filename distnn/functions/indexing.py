@@ -45,6 +45,7 @@ class ScatterAdd(Function):
 
     indices = ("index",)
     cuda = "indexing.ScatterAdd"
+    cpu = "indexing.ScatterAdd"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         after = x.shape[self.axis + index.ndim :]

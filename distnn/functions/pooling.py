@@ -111,6 +111,7 @@ class LinearPooling(_Windows):
     including_pad: bool
 
     cuda = "pooling.LinearPooling"
+    cpu = "pooling.LinearPooling"
 
     @property
     def name(self) -> str:
@@ -141,6 +142,7 @@ class LinearUnpooling(_Windows):
     x_shape: tuple[int, ...]
 
     cuda = "pooling.LinearUnpooling"
+    cpu = "pooling.LinearUnpooling"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(self.x_shape, x.dtype)
@@ -164,6 +166,7 @@ class MaxPooling(_Windows):
 
     outputs = ("y", "index")
     cuda = "pooling.MaxPooling"
+    cpu = "pooling.MaxPooling"
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
         y = self.spec(x, True)
@@ -195,6 +198,7 @@ class MaxUnpooling(_Windows):
 
     indices = ("index",)
     cuda = "pooling.MaxUnpooling"
+    cpu = "pooling.MaxUnpooling"
 
     def setup(self, x: Spec, index: Spec) -> Spec:
         return Spec(self.x_shape, x.dtype)

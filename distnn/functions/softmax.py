@@ -18,6 +18,7 @@ class Softmax(Function):
     axis: int
 
     cuda = "softmax.Softmax"
+    cpu = "softmax.Softmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -45,6 +46,7 @@ class LogSoftmax(Function):
     axis: int
 
     cuda = "softmax.LogSoftmax"
+    cpu = "softmax.LogSoftmax"
 
     def setup(self, x: Spec) -> Spec:
         return Spec(x.shape, x.dtype)
@@ -114,6 +116,7 @@ class SoftmaxCrossEntropy(Function):
     indices = ("target",)
     saved = ("p",)
     cuda = "softmax.SoftmaxCrossEntropy"
+    cpu = "softmax.SoftmaxCrossEntropy"
 
     def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec]:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])

@@ -4,6 +4,9 @@ from .connection import affine, convolution, deconvolution, embed
 from .normalization import (
     batch_normalization,
     fused_batch_normalization,
+    group_normalization,
+    instance_normalization,
+    layer_normalization,
     sync_batch_normalization,
 )
 from .scope import parametric_function_api
@@ -15,6 +18,9 @@ __all__ = [
     "deconvolution",
     "embed",
     "fused_batch_normalization",
+    "group_normalization",
+    "instance_normalization",
+    "layer_normalization",
     "parametric_function_api",
     "sync_batch_normalization",
 ]

@@ -1,8 +1,8 @@
-"""Solver: parameters, their states, and one rule that runs over flat ranges of memory.
+"""Solver: parameters, their states, and updates over flat ranges of memory.
 
 A solver keeps per parameter a step count t and states (momentum, ...) that lie at the same offsets
 as the parameters in their slabs. An update groups the parameters that got a gradient into runs of
-equal t and applies the rule to each run at once.
+equal t; what it does to a run is the subclass's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +22,8 @@ from ..hooks import solver_hooks
 from ..ndarray import NdArray, Storage
 from ..parameter_slab import Block, Run, attached, runs
 from ..variable import Variable
+from .jobs import by_backend, run, sums_of_squares
 
-if TYPE_CHECKING:
-    from ..backend import Backend
-
-T = TypeVar("T")
 SolverHook = Callable[[], object] | None
 
 
@@ -55,30 +52,48 @@ class _Parameter:
         self.start = 0
 
 
+class Piece(NamedTuple):
+    """A part of an update: neighbouring parameters of equal step count."""
+
+    arrays: list[Any]  # flat, of one size: parameters, gradients, then the states in their order
+    t: int  # the number of this update, from 1 on
+
+
 class Solver:
     """Base of all solvers.
 
-    A solver declares its states and its rule over w (parameter), g (gradient), the states, and the
-    numbers that `numbers(t)` returns.
+    Args:
+        learning_rate: per step.
+        fused_decay: weight decay of the rule itself, which `weight_decay(rate)` replaces in the
+            next update. None: `weight_decay` adds to the gradients.
+        info: the settings that the user passed, under NNabla's names.
     """
 
-    states: ClassVar[tuple[str, ...]] = ()
-    rule: ClassVar[Assignments]
-    fused_weight_decay: ClassVar[bool] = False
+    states: tuple[str, ...] = ()  # their names, which are NNabla's
+    by_parameter = False  # pieces are single parameters; for rules that use norms
 
-    def __init__(self, learning_rate: float, **info: float) -> None:
+    def __init__(
+        self, learning_rate: float, *, fused_decay: float | None = None, **info: float
+    ) -> None:
         if not learning_rate >= 0:
             raise ArgumentError(
                 f"[{self.name}] the learning rate is {learning_rate}; pass 0 or more"
             )
-        self._learning_rate = float(learning_rate)
-        self.info = info
+        for name in ("beta1", "beta2"):
+            if name in info and not 0 <= info[name] < 1:
+                raise ArgumentError(
+                    f"[{self.name}] {name} is {info[name]}; pass a number from 0 on and below 1"
+                )
+        self.info = {k: v if isinstance(v, bool) else float(v) for k, v in info.items()}
+        self._learning_rate = self._first_rate = float(learning_rate)
+        self._fused_decay = fused_decay
+        self._decay = fused_decay or 0.0  # of the next update
         self._parameters: OrderedDict[str, _Parameter] = OrderedDict()
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         self._runs: tuple[tuple[int, ...], list[Run]] | None = None
 
-    def numbers(self, t: int) -> tuple[float, ...]:
-        """The numbers of the rule at step t (from 1 on), in its order."""
+    def step(self, pieces: Sequence[Piece]) -> None:
+        """Update the parameters and states of the pieces by their gradients."""
         raise NotImplementedError
 
     @property
@@ -210,36 +225,33 @@ class Solver:
         """Parameters that got a gradient since zero_grad; others are skipped everywhere."""
         return [p for p in self._parameters.values() if not p.variable.grad._storage.zeroing]
 
-    def _gradients(self) -> list[tuple[_Parameter, Any]]:
-        return [(p, _memory(p.variable.grad)) for p in self._active()]
+    def _gradients(self) -> list[Any]:
+        return [_memory(p.variable.grad) for p in self._active()]
 
     def scale_grad(
         self, scale: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
     ) -> None:
         """Multiply all gradients by `scale`."""
         with _Hooked(pre_hook, post_hook):
-            _run(_SCALE, [([run.grad], [float(scale)]) for run in self._active_runs()])
+            run(_SCALE, [([found.grad], [float(scale)]) for found in self._active_runs()])
 
     def weight_decay(
         self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
     ) -> None:
         """Add decay_rate * parameter to each gradient (L2 regularization).
 
-        Solvers with decoupled decay (AdamW) use the rate in their next update instead.
+        Solvers with weight decay in their rule (AdamW) use the rate in their next update instead.
         """
         with _Hooked(pre_hook, post_hook):
-            if self.fused_weight_decay:
-                self._decay_once(float(decay_rate))
+            if self.weight_decay_is_fused():
+                self._decay = float(decay_rate)
             elif decay_rate != 0:
                 rate = [float(decay_rate)]
-                _run(_DECAY, [([run.grad, run.data], rate) for run in self._active_runs()])
-
-    def _decay_once(self, rate: float) -> None:
-        raise NotImplementedError
+                run(_DECAY, [([found.grad, found.data], rate) for found in self._active_runs()])
 
     def weight_decay_is_fused(self) -> bool:
         """True if weight decay is part of the update rule."""
-        return self.fused_weight_decay
+        return self._fused_decay is not None
 
     def clip_grad_by_norm(
         self, clip_norm: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
@@ -250,13 +262,13 @@ class Solver:
                 f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
             )
         with _Hooked(pre_hook, post_hook):
-            jobs = []
-            for backend, grads in by_backend((g for _, g in self._gradients()), lambda g: g):
-                squares = backend.sums_of_squares(grads)
-                for grad, square in zip(grads, squares, strict=True):
-                    if square > clip_norm * clip_norm:
-                        jobs.append(([grad.reshape(-1)], [clip_norm / math.sqrt(square)]))
-            _run(_SCALE, jobs)
+            grads = self._gradients()
+            jobs = [
+                ([grad.reshape(-1)], [clip_norm / math.sqrt(square)])
+                for grad, square in zip(grads, sums_of_squares(grads), strict=True)
+                if square > clip_norm * clip_norm
+            ]
+            run(_SCALE, jobs)
 
     def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds an infinity."""
@@ -274,8 +286,8 @@ class Solver:
 
     def _check(self, test: str, pre_hook: SolverHook, post_hook: SolverHook) -> bool:
         with _Hooked(pre_hook, post_hook):
-            found = by_backend((run.grad for run in self._active_runs()), lambda g: g)
-            return any(backend.any_of(test, grads) for backend, grads in found)
+            groups = by_backend((found.grad for found in self._active_runs()), lambda g: g)
+            return any(backend.any_of(test, grads) for backend, grads in groups)
 
     # -- update -------------------------------------------------------------------------------
 
@@ -300,21 +312,27 @@ class Solver:
         stay as they are.
         """
         with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
-            jobs = []
-            for run in self._active_runs():
-                members = [self._by_number[i] for i in run.members]
+            pieces, updated = [], []
+            for found in self._active_runs():
+                members = [self._by_number[i] for i in found.members]
                 first = members[0]
                 states = [
                     first.states[name]
-                    if run.block is None or len(members) == 1
-                    else self._state_block(run.block, name)[run.start : run.stop]
+                    if found.block is None or len(members) == 1
+                    else self._state_block(found.block, name)[found.start : found.stop]
                     for name in self.states
                 ]
-                jobs.append(([run.data, run.grad, *states], self.numbers(first.t + 1)))
-                for parameter in members:
-                    parameter.t += 1
-                    parameter.variable.data._storage.version += 1
-            _run(self.rule, jobs)
+                pieces.append(Piece([found.data, found.grad, *states], first.t + 1))
+                updated += members
+            self.step(pieces)
+            for parameter in updated:
+                parameter.t += 1
+                parameter.variable.data._storage.version += 1
+            self._decay = self._fused_decay or 0.0
+
+    def _schedule(self) -> float:
+        """What a schedule has made of the first learning rate: a factor."""
+        return self._learning_rate / self._first_rate if self._first_rate else 1.0
 
     def _active_runs(self) -> list[Run]:
         """Runs of active parameters of equal step count."""
@@ -327,7 +345,7 @@ class Solver:
             if grad._storage.zeroing:
                 continue
             memory = self._prepared(parameter), _memory(grad)
-            groups.setdefault(parameter.t, []).append(i)
+            groups.setdefault(i if self.by_parameter else parameter.t, []).append(i)
             signature += [i, parameter.t - self._by_number[0].t, id(memory[0]), id(memory[1])]
         key = tuple(signature)
         if self._runs is None or self._runs[0] != key:
@@ -430,20 +448,6 @@ class Solver:
 
 _SCALE = Assignments("g = scale * g", ("g",), ("scale",))
 _DECAY = Assignments("g = g + rate * w", ("g", "w"), ("rate",))
-
-
-def _run(rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
-    """Run a rule on jobs of (arrays, numbers), all of a memory at once."""
-    for backend, mine in by_backend(jobs, lambda job: job[0][0]):
-        backend.run(rule, mine)
-
-
-def by_backend(items: Iterable[T], array: Callable[[T], Any]) -> list[tuple[Backend, list[T]]]:
-    """Items grouped by the backend that computes where their array lies."""
-    groups: dict[Backend, list[T]] = {}
-    for item in items:
-        groups.setdefault(transfer.backend_of(array(item)), []).append(item)
-    return list(groups.items())
 
 
 def _memory(array: NdArray) -> Any:

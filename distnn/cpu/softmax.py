@@ -1,0 +1,168 @@
+"""Compiled softmax and cross entropy of float32 along the last axis; the rest is NumPy's."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+
+from ..function import Spec
+from ..functions.softmax import check_labels
+from ..threads import parallel_for
+from .compiler import kernel
+from .mathematics import exp
+from .twin import CpuTwin
+
+# Elements of a part that one thread works on.
+_PART = 32_768
+
+# Sums may be made in any order, which is the compiler's and the same in every run.
+_rows = partial(kernel, fastmath={"reassoc", "contract"})
+
+
+class _Softmax(CpuTwin):
+    """What they share: rows of the last axis."""
+
+    @classmethod
+    def suits(cls, function: Any, *specs: Spec | None) -> bool:
+        x = specs[0]
+        return x is not None and x.dtype.char == "f" and function.axis == len(x.shape) - 1
+
+
+def _map(body: Any, x: np.ndarray, *others: np.ndarray) -> None:
+    """body(rows, *others) for parts of the rows of x; others have as many rows."""
+    length = x.shape[-1]
+    count = x.size // max(1, length)
+    arrays = [np.ascontiguousarray(a).reshape(count, -1) for a in (x, *others)]
+    parallel_for(
+        lambda i, j: body(*[a[i:j] for a in arrays]), count, max(1, _PART // max(1, length))
+    )
+
+
+class Softmax(_Softmax):
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.empty(x.shape, x.dtype) if out is None else out
+        _map(_softmax, x, y)
+        return y
+
+    def backward(self, xp: Any, need: Any, dy: Any, y: Any, *, out: Any) -> None:
+        _map(_softmax_gradient, dy, y, out.x)
+
+
+class LogSoftmax(_Softmax):
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.empty(x.shape, x.dtype) if out is None else out
+        _map(_log_softmax, x, y)
+        return y
+
+    def backward(self, xp: Any, need: Any, dy: Any, y: Any, *, out: Any) -> None:
+        _map(_log_softmax_gradient, dy, y, out.x)
+
+
+class SoftmaxCrossEntropy(_Softmax):
+    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+        check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
+        loss, p = xp.empty(target.shape, x.dtype), xp.empty(x.shape, x.dtype)
+        _map(_cross_entropy, x, target, loss, p)
+        return loss, p
+
+    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
+        _map(_cross_entropy_gradient, p, target, dy, out.x)
+
+
+@numba.njit(error_model="numpy")
+def _largest(x, i):
+    """The largest of row i that is no NaN; four chains, since one waits for each comparison."""
+    lowest = np.float32(-np.inf)
+    a, b, c, d = lowest, lowest, lowest, lowest
+    whole = x.shape[1] // 4
+    for q in range(whole):
+        k = 4 * q
+        a = x[i, k] if x[i, k] > a else a
+        b = x[i, k + 1] if x[i, k + 1] > b else b
+        c = x[i, k + 2] if x[i, k + 2] > c else c
+        d = x[i, k + 3] if x[i, k + 3] > d else d
+    for k in range(4 * whole, x.shape[1]):
+        a = x[i, k] if x[i, k] > a else a
+    return max(max(a, b), max(c, d))
+
+
+@_rows
+def _softmax(x, y):
+    for i in range(x.shape[0]):
+        m = _largest(x, i)
+        total = 0.0
+        for k in range(x.shape[1]):
+            e = exp(x[i, k] - m)
+            y[i, k] = e
+            total += np.float64(e)
+        scale = np.float32(1 / total)
+        for k in range(x.shape[1]):
+            y[i, k] *= scale
+
+
+@_rows
+def _softmax_gradient(dy, y, dx):
+    for i in range(dy.shape[0]):
+        total = 0.0
+        for k in range(dy.shape[1]):
+            total += np.float64(dy[i, k] * y[i, k])
+        mean = np.float32(total)
+        for k in range(dy.shape[1]):
+            dx[i, k] = (dy[i, k] - mean) * y[i, k]
+
+
+@_rows
+def _log_softmax(x, y):
+    for i in range(x.shape[0]):
+        m = _largest(x, i)
+        total = 0.0
+        for k in range(x.shape[1]):
+            total += np.float64(exp(x[i, k] - m))
+        logarithm = np.float32(math.log(total))
+        for k in range(x.shape[1]):
+            y[i, k] = (x[i, k] - m) - logarithm
+
+
+@_rows
+def _log_softmax_gradient(dy, y, dx):
+    for i in range(dy.shape[0]):
+        total = 0.0
+        for k in range(dy.shape[1]):
+            total += np.float64(dy[i, k])
+        whole = np.float32(total)
+        for k in range(dy.shape[1]):
+            dx[i, k] = dy[i, k] - exp(y[i, k]) * whole
+
+
+@_rows
+def _cross_entropy(x, target, loss, p):
+    for i in range(x.shape[0]):
+        m = _largest(x, i)
+        total = 0.0
+        for k in range(x.shape[1]):
+            e = exp(x[i, k] - m)
+            p[i, k] = e
+            total += np.float64(e)
+        scale = np.float32(1 / total)
+        for k in range(x.shape[1]):
+            p[i, k] *= scale
+        label = target[i, 0]
+        if label < 0:
+            loss[i, 0] = 0
+        else:
+            loss[i, 0] = math.log(total) - (np.float64(x[i, label]) - m)
+
+
+@_rows
+def _cross_entropy_gradient(p, target, dy, dx):
+    for i in range(p.shape[0]):
+        label = target[i, 0]
+        d = np.float32(0) if label < 0 else dy[i, 0]
+        for k in range(p.shape[1]):
+            dx[i, k] = p[i, k] * d
+        if 0 <= label < p.shape[1]:
+            dx[i, label] -= d

@@ -1,0 +1,324 @@
+"""Program: the steps of a plan as one straight-line Python function, without a loop over steps.
+
+`execution.py` walks through a plan step by step, which costs more than the arithmetic where arrays
+are small. What a step does is known when its plan is made: which results are kept, which memory is
+let go, which gradients are added. Here that knowledge becomes text, compiled once for each plan.
+What it leaves behind is what the walk leaves behind: storages, kept arrays, gradients.
+
+Not everything is worth text: `forward_program` and `backward_program` return None for plans that
+mix backends, or convert between functions, and then the walk is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend
+from .derivative import sum_to_shape
+from .evaluation import read_indices, store
+from .function import Binding, Kind, Setup
+from .memory import owns_memory
+from .ndarray import Storage
+from .plan import BackwardStep, Call, Plan
+
+_BYTES = np.dtype(np.uint8)
+
+
+class _Text:
+    """Lines of a function, and the objects that they name."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._lines: list[str] = []
+        self._names: dict[str, Any] = {
+            "xp": backend.xp,
+            "backend": backend,
+            "empty": backend.empty,
+            "holds": backend.holds,
+            "store": store,
+            "Storage": Storage,
+        }
+
+    def add(self, *lines: str) -> None:
+        self._lines += lines
+
+    def name(self, prefix: str, value: Any) -> str:
+        """A name for an object."""
+        name = f"{prefix}{len(self._names)}"
+        self._names[name] = value
+        return name
+
+    def use(self, **names: Any) -> None:
+        self._names.update(names)
+
+    def function(self, signature: str) -> Callable[..., Any]:
+        source = f"def program({signature}):\n" + "".join(f"    {line}\n" for line in self._lines)
+        exec(compile(source, "<program of a plan>", "exec"), self._names)
+        return self._names["program"]
+
+
+def _common_backend(plan: Plan) -> Backend | None:
+    """The backend of all calls, if no value is converted between two of them."""
+    backend = plan.calls[0].setup.backend
+    for call in plan.calls:
+        if call.setup.backend is not backend:
+            return None
+        for position, slot in enumerate(call.sources):
+            if slot >= 0 and slot not in plan.leaves:
+                producer = plan.calls[plan.producer[slot]]
+                made = producer.setup.results[slot - producer.targets[0]].dtype
+                if position in call.setup.index_names or made != call.setup.dtypes[position]:
+                    return None
+    return backend
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+
+def forward_program(
+    plan: Plan, clear_buffer: bool, clear_no_need_grad: bool
+) -> Callable[..., None] | None:
+    """`program(nodes, data, storages, kept)`: a forward with these flags.
+
+    Args of the program:
+        nodes: of the graph, as the plan numbers them.
+        data: the NdArrays of leaves, and of results that share memory with others, by slot.
+        storages: of the results that stay, by slot; and of what `kept` holds besides, after them.
+        kept: what each node keeps for its gradients.
+    """
+    backend = _common_backend(plan)
+    if backend is None:
+        return None
+    text = _Text(backend)
+    steps = plan.forward(clear_buffer, clear_no_need_grad)
+    gone = {slot for step in steps for slot in step.clears}
+    extra = plan.n_slots
+    for step in steps:
+        call = plan.calls[step.node]
+        saved = call.setup.saved_positions(call.need)
+        _forward_step(text, plan, step.node, call, step.inplace, gone, extra, saved)
+        extra += len(saved)
+        text.add(*[f"v{slot} = None" for slot in step.clears if slot not in plan.leaves])
+    return text.function("nodes, data, storages, kept")
+
+
+def _forward_step(
+    text: _Text,
+    plan: Plan,
+    k: int,
+    call: Call,
+    inplace: int | None,
+    gone: set[int],
+    extra: int,
+    saved: Sequence[int],
+) -> None:
+    setup = call.setup
+    inputs = [_input(text, plan, setup, p, slot) for p, slot in enumerate(call.sources)]
+    if setup.function.alias:
+        target = call.targets[0]
+        if target in gone and call.sources[0] not in plan.leaves:
+            shape = text.name("shape", setup.results[0].shape)
+            text.add(f"v{target} = {inputs[0]}.reshape({shape})")
+        else:
+            dtype = text.name("dtype", setup.results[0].dtype)
+            text.add(f"nodes[{k}].execute()", f"v{target} = data[{target}].read({dtype}, backend)")
+        return
+    n_outputs = len(call.targets)
+    takes_out = setup.declaration.takes_out
+    values = ", ".join(inputs)
+    places: list[str | None] = []  # where the storage of each result is; None for a new one
+    for i, spec in enumerate(setup.results):
+        if i < n_outputs:
+            slot = call.targets[i]
+            places.append(None if slot in gone else f"storages[{slot}]")
+        else:
+            position = len(call.sources) + i
+            found = position in saved
+            places.append(f"storages[{extra + saved.index(position)}]" if found else None)
+        if takes_out:
+            dtype = text.name("dtype", spec.dtype)
+            if places[i] is not None:
+                text.add(
+                    f"o{i} = {places[i]}.array",
+                    f"if o{i} is None or not holds(o{i}):",
+                    f"    o{i} = {places[i]}.allocate({dtype}, backend)",
+                )
+            elif inplace is not None:
+                text.add(f"o{i} = {inputs[inplace]}")
+            else:
+                text.add(f"o{i} = empty({text.name('shape', spec.shape)}, {dtype})")
+    options = _options(text, k, setup)
+    outs = [f"o{i}" for i in range(len(setup.results))]
+    if takes_out:
+        options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
+    forward = text.name("forward", setup.implementation.forward)
+    text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
+    several = len(outs) + len(setup.declaration.updates) > 1
+    for i, (out, spec) in enumerate(zip(outs, setup.results, strict=True)):
+        result = f"r[{i}]" if several else "r"
+        place = places[i]
+        if place is None:
+            shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
+            made = f"s = Storage({shape}, {dtype}, None)"
+        else:
+            made = f"s = {place}"
+        stored = [made, f"store(s, {result}, [{values}], backend)", f"{out} = s.array"]
+        if takes_out:
+            text.add(f"if {result} is not {out}:", *[f"    {line}" for line in stored])
+            if place is not None:
+                text.add("else:", f"    {place}.written()")
+        else:
+            text.add(*stored)
+        if i < n_outputs:
+            text.add(f"v{call.targets[i]} = {out}")
+        text.add(f"{out} = None")
+    if setup.declaration.updates:
+        text.add(f"nodes[{k}].commit(r[{len(outs)}:])")
+    text.add("r = s = None")
+    if True in call.need:
+        text.add(f"nodes[{k}].keep(kept[{k}])")
+
+
+def _input(text: _Text, plan: Plan, setup: Setup, position: int, slot: int) -> str:
+    if slot < 0:
+        return "None"
+    if slot not in plan.leaves:
+        return f"v{slot}"
+    if position in setup.index_names:
+        text.use(read_indices=read_indices)
+        words = f"{setup.function.name!r}, {setup.index_names[position]!r}"
+        return f"read_indices(data[{slot}], backend, {words})"
+    return f"data[{slot}].read({text.name('dtype', setup.dtypes[position])}, backend)"
+
+
+def _options(text: _Text, k: int, setup: Setup) -> list[str]:
+    options = []
+    if setup.declaration.operands:
+        options.append(f"**nodes[{k}].operands")
+    if setup.function.random:
+        options.append(f"random=nodes[{k}].random()")
+    if setup.scratch:
+        options.append(f"scratch=empty(({setup.scratch},), {text.name('dtype', _BYTES)})")
+    return options
+
+
+# -- backward --------------------------------------------------------------------------------------
+
+
+def backward_program(plan: Plan) -> Callable[..., None] | None:
+    """`program(nodes, grads, seed, own, ready, clear, memory, add_to_leaf)`: it clears as it goes.
+
+    Args of the program:
+        nodes: of the graph, as the plan numbers them.
+        grads: the gradients of leaves, as NdArrays, by slot.
+        seed, own: the gradient of the root, and whether it may be written to.
+        ready: called with each leaf gradient that is complete; None where nobody asks.
+        clear: called with the number of each step whose values are let go.
+        memory, add_to_leaf: of execution.py.
+    """
+    steps = plan.backward(True)
+    backend = _common_backend(plan)
+    kept = plan.persistent | plan.wanted
+    if backend is None or not steps or any(not kept.isdisjoint(s.targets) for s in steps):
+        return None
+    text = _Text(backend)
+    text.use(owns_memory=owns_memory, sum_to_shape=sum_to_shape, packed=backend.packed)
+    root = plan.roots[0]
+    text.add(f"g{root} = seed", f"w{root} = own")
+    added = {root}
+    for number, step in enumerate(steps):
+        _backward_step(text, plan, step, added)
+        text.add(f"nodes[{step.node}].release()")
+        if step.clears:
+            text.add(f"clear({number})")
+        for slot in step.ready:
+            text.add("if ready is not None:", f"    ready(grads[{slot}]._storage)")
+    return text.function("nodes, grads, seed, own, ready, clear, memory, add_to_leaf")
+
+
+def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int]) -> None:
+    call = plan.calls[step.node]
+    setup = call.setup
+    reads = setup.reads(step.need)
+    text.add(f"a = nodes[{step.node}].kept_arrays()")
+    shapes = [text.name("shape", shape) for shape in setup.input_shapes]
+    dtype = text.name("dtype", setup.backend.dtype)
+    if reads.fast:
+        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in step.targets]
+        outs = ["None"] * len(setup.input_shapes)
+        for c in step.contributions:
+            outs[c.source] = f"o{c.source}"
+            if c.leaf and c.first:
+                place = f"memory(grads[{c.slot}], {shapes[c.source]}, backend)"
+            else:
+                place = f"empty({shapes[c.source]}, {dtype})"
+            text.add(f"o{c.source} = {place}")
+        options = [_bound(text, b, step.node, outer) for b in reads.fast_bindings]
+        if setup.scratch:
+            size = f"({setup.scratch},)"
+            options.append(f"scratch=empty({size}, {text.name('dtype', _BYTES)})")
+        options.append(
+            f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))"
+        )
+        backward = text.name("backward", setup.implementation.backward)
+        text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
+    else:
+        outer = []
+        for i, slot in enumerate(step.targets):
+            if slot < 0:
+                shape = text.name("shape", setup.results[i].shape)
+                kind = text.name("dtype", setup.results[i].dtype)
+                text.add(f"e{i} = backend.full({shape}, 0, {kind})")
+            outer.append(f"g{slot}" if slot >= 0 else f"e{i}")
+        function = text.name("function", setup.function)
+        for index, rule, bindings in reads.by_rules:
+            compute = text.name("compute", rule.compute)
+            options = [_bound(text, b, step.node, outer) for b in bindings]
+            text.add(
+                f"o{index} = {compute}({function}, xp, {', '.join(options)})",
+                f"if o{index}.shape != {shapes[index]}:",
+                f"    o{index} = sum_to_shape(xp, o{index}, {shapes[index]})",
+            )
+    for c in step.contributions:
+        out = f"o{c.source}"
+        if c.leaf:
+            text.add(f"add_to_leaf(grads[{c.slot}], {out}, {c.first}, backend)")
+            continue
+        own = "True"
+        if not reads.fast:
+            others = ", ".join([*outer, "*a.values()"])
+            own = f"owns_memory({out}) and not any({out} is x for x in ({others}))"
+        if c.slot not in added:
+            text.add(f"w{c.slot} = {own}", f"g{c.slot} = {out}")
+            added.add(c.slot)
+        else:
+            text.add(
+                f"if w{c.slot}:",
+                f"    backend.add(g{c.slot}, {out}, g{c.slot})",
+                "else:",
+                f"    t = empty({shapes[c.source]}, g{c.slot}.dtype)",
+                f"    backend.add(g{c.slot}, {out}, t)",
+                f"    g{c.slot} = t",
+                f"    w{c.slot} = True",
+                "    t = None",
+            )
+    gone = [f"g{slot}" for slot in step.targets if slot >= 0]
+    text.add(" = ".join([*gone, *{f"o{c.source}" for c in step.contributions}, "a", "None"]))
+
+
+def _bound(text: _Text, binding: Binding, k: int, outer: Sequence[str]) -> str:
+    """`name=what it stands for`."""
+    name, kind, key = binding
+    if kind is Kind.ARRAY:
+        value = f"a[{key}]"
+    elif kind is Kind.OUTER:
+        value = outer[key]
+    elif kind is Kind.OPERAND:
+        value = f"nodes[{k}].operands[{name!r}]"
+    elif kind is Kind.ARRAYS:
+        value = f"tuple(map(a.get, range({key})))"
+    else:
+        value = text.name("constant", key)
+    return f"{name}={value}"
