@@ -15,8 +15,8 @@ from ..functions.convolution import Bilinear
 from ..functions.convolution import Convolution as NumpyConvolution
 from ..functions.convolution import Deconvolution as NumpyDeconvolution
 from ..functions.convolution import FilterGradient as NumpyFilterGradient
-from . import winograd
 from .simd import LANES
+from .winograd import Winograd
 from .winograd_transforms import POINTS, TAPS, TILE
 
 # What it costs to transform a point, and to copy a pixel into a patch, in multiplications that are
@@ -41,14 +41,12 @@ class _Compiled(Bilinear, by_signature=False):
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
     ) -> Any:
         if self.uses_kernels(x_shape, w_shape, dtype):
-            sizes = winograd.sizes(tuple(x_shape), tuple(w_shape), self.geometry.pad)
-            return winograd.Winograd(xp, sizes, scratch)
+            return Winograd(xp, x_shape, w_shape, self.geometry.pad)
         return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
         if self.uses_kernels(x_shape, w_shape, dtype):
-            sizes = winograd.sizes(tuple(x_shape), tuple(w_shape), self.geometry.pad)
-            return sizes.scratch_bytes
+            return 0
         return super().scratch_for(x_shape, w_shape, dtype)
 
     def uses_kernels(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:

@@ -26,7 +26,7 @@ from .simd import (
 
 # Rows and blocks of a tile. AVX-512 has 32 registers of 16 lanes; 16 of 8, or 32 of 4, hold less.
 ROWS, BLOCKS = (8, 2) if has_feature("avx512f") else (4, 1)
-# Rows that a sum runs over before it is added to the result: two operands of them fit in L1.
+# Rows that a sum runs over before it is added to the result: of both operands they fit in L1.
 _DEPTH = 128
 _ROW_PART = 128  # a multiple of ROWS
 _BLOCK_PART = 8
@@ -66,9 +66,6 @@ def _tile(blocks: int, row: int, step: int) -> Any:
                 for j in range(blocks)
             ]
             sums = {(i, j): cgutils.alloca_once_value(builder, zeros()) for i, j, _ in places}
-            with builder.if_then(builder.icmp_signed("!=", add, add.type(0))):
-                for i, j, place in places:
-                    builder.store(load_lanes(builder, place), sums[i, j])
             with (
                 cgutils.for_range(builder, outer) as o,
                 cgutils.for_range(builder, inner) as k,
@@ -82,6 +79,11 @@ def _tile(blocks: int, row: int, step: int) -> Any:
                     for j in range(blocks):
                         total = builder.load(sums[i, j])
                         builder.store(multiply_add(builder, left, right[j], total), sums[i, j])
+            # Sums of parts are added to the result, not begun with it: rounding errors stay smaller.
+            with builder.if_then(builder.icmp_signed("!=", add, add.type(0))):
+                for i, j, place in places:
+                    total = builder.fadd(builder.load(sums[i, j]), load_lanes(builder, place))
+                    builder.store(total, sums[i, j])
             for i, j, place in places:
                 store_lanes(builder, builder.load(sums[i, j]), place)
             return context.get_dummy_value()

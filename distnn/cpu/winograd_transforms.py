@@ -325,19 +325,33 @@ def cut_filters(w, points, columns, rows, column, row, start, stop):
                 _store_six(points, target + p * POINTS * plane, plane, values)
 
 
+@_inline
+def _add_six(a, b):
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5]
+
+
 @kernel
-def join_filters(points, w, channels, filters, start, stop):
-    """The adjoint of cut_filters, to w (filters, channels, 3, 3); parts number channels."""
+def join_filters(sums, w, channels, filters, start, stop):
+    """The adjoint of cut_filters of the sum of `sums`, to w (filters, channels, 3, 3).
+
+    Parts number channels.
+    """
     zero = broadcast(np.float32(0))
     middle = np.empty(3 * POINTS * LANES, np.float32)
     step = POINTS * LANES
     block = -(-channels // LANES) * LANES**2
     plane = -(-filters // LANES) * block
+    parts, size = sums.shape
+    points = sums.reshape(-1)
     for c in range(start, stop):
         for f in range(0, filters, LANES):
-            source = f // LANES * block + c * LANES
             for p in range(POINTS):
-                a, b, d = _filter_adjoint(*_load_six(points, source + p * plane, POINTS * plane))
+                source = f // LANES * block + c * LANES + p * plane
+                total = _load_six(points, source, POINTS * plane)
+                for part in range(1, parts):
+                    more = _load_six(points, source + part * size, POINTS * plane)
+                    total = _add_six(total, more)
+                a, b, d = _filter_adjoint(*total)
                 store(middle, p * LANES, a)
                 store(middle, step + p * LANES, b)
                 store(middle, 2 * step + p * LANES, d)
