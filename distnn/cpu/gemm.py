@@ -79,7 +79,7 @@ def _tile(blocks: int, row: int, step: int) -> Any:
                     for j in range(blocks):
                         total = builder.load(sums[i, j])
                         builder.store(multiply_add(builder, left, right[j], total), sums[i, j])
-            # Sums of parts are added to the result, not begun with it: rounding errors stay smaller.
+            # The result is added to sums, which did not begin with it: rounding errors stay small.
             with builder.if_then(builder.icmp_signed("!=", add, add.type(0))):
                 for i, j, place in places:
                     total = builder.fadd(builder.load(sums[i, j]), load_lanes(builder, place))
