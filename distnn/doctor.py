@@ -80,8 +80,20 @@ def _base() -> Iterator[Finding]:
     yield Finding("BLAS of NumPy", _blas())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cores", f"{usable} of {os.cpu_count()} for this process")
+    yield _numba()
     yield _package("h5py", "h5py", "parameter files of NNabla (.h5)", "pip install 'distnn[io]'")
     yield _package("safetensors", "safetensors", "parameter files", "pip install 'distnn[io]'")
+
+
+def _numba() -> Finding:
+    from .kernels import get_cpu_kernels, numba_problem
+
+    problem = numba_problem()
+    if problem is not None:
+        advice = "for compiled kernels on the CPU: pip install 'distnn[cpu]'"
+        return Finding("Numba", problem.removeprefix("Numba is "), False, advice)
+    used = {"numba": "Numba's", "numpy": "NumPy's"}[get_cpu_kernels()]
+    return Finding("Numba", f"{_version('numba')}; functions on the CPU use {used} kernels")
 
 
 def _blas() -> str:

@@ -40,7 +40,7 @@ def get_cpu_kernels() -> str:
         if wanted:
             _check("DISTNN_CPU_KERNELS", wanted)
             _asked_for = True
-        _chosen = wanted or ("numba" if _problem() is None else "numpy")
+        _chosen = wanted or ("numba" if numba_problem() is None else "numpy")
     return _chosen
 
 
@@ -67,12 +67,12 @@ def set_cpu_kernels(kernels: str) -> None:
 def _check(where: str, kernels: object) -> None:
     if kernels not in ("numba", "numpy"):
         raise ArgumentError(f"[{where}] kernels is {kernels!r}; use 'numba' or 'numpy'")
-    problem = _problem() if kernels == "numba" else None
+    problem = numba_problem() if kernels == "numba" else None
     if problem is not None:
         raise MissingExtraError(f"[{where}] kernels 'numba' cannot be used: {problem}; {_INSTALL}")
 
 
-def _problem() -> str | None:
+def numba_problem() -> str | None:
     """Why Numba is of no use, as far as that can be told without importing it; None if it is."""
     try:
         version = importlib.metadata.version("numba")

@@ -4,7 +4,7 @@
 # what was skipped and why.
 set -eu
 cd "$(dirname "$0")/.."
-extras=mpi,io,examples,test,cuda-sources
+extras=cpu,mpi,io,examples,test,cuda-sources
 . scripts/environment.sh
 log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT
@@ -29,12 +29,15 @@ run() {
 step "tests on one process"
 run python -m pytest -q -p no:cacheprovider tests
 
+step "function table with compiled CPU kernels, at all sizes"
+table="(definition and not double) or backward_agrees or static_dynamic"
+run python -m pytest -q -p no:cacheprovider --device numba tests/test_functions.py -k "$table"
+
 step "all CUDA sources, by NVIDIA's compiler, for sm_80 and sm_90"
 run python -m pytest -q -p no:cacheprovider --device emulated tests/test_cuda_sources.py
 
 if command -v g++ > /dev/null; then
     step "GPU backend on the emulator: its own tests, and beside them the function table"
-    table="(definition and not double) or backward_agrees or static_dynamic"
     emulated="python -m pytest -q -p no:cacheprovider --device emulated"
     { $emulated tests/test_functions.py -k "$table" > "$log/table" 2>&1 || touch "$log/failed"; } &
     own=$(ls tests/test_cuda_*.py tests/test_gpu_emulator.py | grep -v test_cuda_sources)

@@ -1,0 +1,229 @@
+"""Single functions on the CPU with NumPy's and with compiled kernels, beside PyTorch.
+
+Each row is forward and backward of one function, or a solver's update, in turns in one process; the
+median and the least of many rounds, and ratios of medians. Prints a table to stderr and one JSON
+line. Without PyTorch (pip install torch==2.13.0) its column is left out.
+
+    python scripts/bench_cpu.py >> benchmarks/cpu.jsonl
+    python scripts/bench_cpu.py --only batch_normalization --rounds 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Its threads would wait for work on the cores that ours need.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+from jobs import installed, machine, rounded
+
+import distnn as nn
+import distnn.functions as F
+import distnn.solvers as S
+
+Work = Callable[[], Any]
+
+
+class Row:
+    """One function: of distnn's Variables, and of PyTorch's tensors.
+
+    Args:
+        ours: of Variables, static.
+        theirs: of (torch, tensors).
+        shapes: of the inputs that have gradients.
+        labels: (shape, number of classes) of an input of labels that comes last.
+    """
+
+    def __init__(
+        self,
+        ours: Callable[..., nn.Variable],
+        theirs: Callable[..., Any],
+        *shapes: tuple[int, ...],
+        labels: tuple[tuple[int, ...], int] | None = None,
+    ) -> None:
+        self.ours, self.theirs = ours, theirs
+        rng = np.random.default_rng(0)
+        self.arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        self.labels = None if labels is None else rng.integers(0, labels[1], labels[0])
+
+    def distnn(self, kernels: str) -> Work:
+        nn.set_cpu_kernels(kernels)
+        inputs = [nn.Variable.from_numpy_array(a, need_grad=True) for a in self.arrays]
+        leaves = list(inputs)
+        if self.labels is not None:
+            inputs.append(nn.Variable.from_numpy_array(self.labels))
+        y = self.ours(*inputs)
+        y.forward()
+        dy = np.ones(y.shape, np.float32)
+
+        def work() -> None:
+            for leaf in leaves:
+                leaf.grad.zero()
+            y.forward(clear_no_need_grad=True)
+            y.backward(dy, clear_buffer=True)
+
+        return work
+
+    def torch(self, torch: Any) -> Work:
+        inputs = [torch.tensor(a, requires_grad=True) for a in self.arrays]
+        leaves = list(inputs)
+        if self.labels is not None:
+            inputs.append(torch.tensor(self.labels))
+        dy = torch.ones_like(self.theirs(torch, *inputs))
+
+        def work() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+            self.theirs(torch, *inputs).backward(dy)
+
+        return work
+
+
+class Update:
+    """A solver's update of one large parameter."""
+
+    def __init__(self, ours: Callable[[], Any], theirs: Callable[..., Any], size: int) -> None:
+        self.solver, self.optimizer, self.size = ours, theirs, size
+
+    def distnn(self, kernels: str) -> Work:
+        nn.set_cpu_kernels(kernels)
+        w = nn.Variable((self.size,), need_grad=True)
+        w.d = w.g = 1e-3
+        solver = self.solver()
+        solver.set_parameters({"w": w})
+
+        def work() -> None:
+            # Which kernels a rule is run with is decided when it runs.
+            nn.set_cpu_kernels(kernels)
+            solver.update()
+
+        return work
+
+    def torch(self, torch: Any) -> Work:
+        w = torch.full((self.size,), 1e-3, requires_grad=True)
+        w.grad = torch.full((self.size,), 1e-3)
+        return self.optimizer(torch, [w]).step
+
+
+def normalized(x: Any, beta: Any, gamma: Any) -> Any:
+    return F.batch_normalization(x, beta, gamma, *running(x))
+
+
+def running(x: Any) -> list[nn.Variable]:
+    return [nn.Variable((1, x.shape[1], 1, 1)) for _ in range(2)]
+
+
+def torch_normalized(torch: Any, x: Any, beta: Any, gamma: Any) -> Any:
+    mean, variance = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    return torch.nn.functional.batch_norm(
+        x, mean, variance, gamma.reshape(-1), beta.reshape(-1), training=True
+    )
+
+
+def with_channels(*shape: int) -> list[tuple[int, ...]]:
+    return [shape, (1, shape[1], 1, 1), (1, shape[1], 1, 1)]
+
+
+MAPS = (256, 128, 8, 8)
+ROWS: dict[str, Row | Update] = {
+    "batch_normalization": Row(normalized, torch_normalized, *with_channels(*MAPS)),
+    "batch_normalization, tanh": Row(
+        lambda *a: F.tanh(normalized(*a)),
+        lambda torch, *a: torch.tanh(torch_normalized(torch, *a)),
+        *with_channels(*MAPS),
+    ),
+    "batch_normalization of large maps": Row(
+        normalized, torch_normalized, *with_channels(32, 64, 56, 56)
+    ),
+    "fused_batch_normalization": Row(
+        lambda x, b, g, z: F.fused_batch_normalization(x, b, g, *running(x), z),
+        lambda torch, x, b, g, z: torch.relu(torch_normalized(torch, x, b, g) + z),
+        *with_channels(32, 64, 56, 56),
+        (32, 64, 56, 56),
+    ),
+    "relu": Row(F.relu, lambda torch, x: torch.relu(x), MAPS),
+    "sigmoid": Row(F.sigmoid, lambda torch, x: torch.sigmoid(x), MAPS),
+    "tanh": Row(F.tanh, lambda torch, x: torch.tanh(x), MAPS),
+    "swish": Row(F.swish, lambda torch, x: torch.nn.functional.silu(x), MAPS),
+    "gelu": Row(F.gelu, lambda torch, x: torch.nn.functional.gelu(x, approximate="tanh"), MAPS),
+    "softmax": Row(F.softmax, lambda torch, x: torch.softmax(x, -1), (4096, 1000)),
+    "softmax_cross_entropy": Row(
+        lambda x, t: F.mean(F.softmax_cross_entropy(x, t)),
+        lambda torch, x, t: torch.nn.functional.cross_entropy(x, t[:, 0]),
+        (4096, 1000),
+        labels=((4096, 1), 1000),
+    ),
+    "average_pooling": Row(
+        lambda x: F.average_pooling(x, (2, 2)),
+        lambda torch, x: torch.nn.functional.avg_pool2d(x, 2),
+        (256, 512, 8, 8),
+    ),
+    "max_pooling": Row(
+        lambda x: F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1)),
+        lambda torch, x: torch.nn.functional.max_pool2d(x, 3, 2, 1),
+        (32, 64, 112, 112),
+    ),
+    "embed": Row(
+        lambda w, i: F.embed(i, w),
+        lambda torch, w, i: torch.nn.functional.embedding(i, w),
+        (10_000, 128),
+        labels=((4096,), 10_000),
+    ),
+    "Adam": Update(S.Adam, lambda torch, w: torch.optim.Adam(w, fused=True), 13_000_000),
+    "Sgd": Update(S.Sgd, lambda torch, w: torch.optim.SGD(w, 1e-3, fused=True), 13_000_000),
+}
+
+
+def measure(row: Row | Update, rounds: int) -> dict[str, Any]:
+    """Milliseconds: medians and least, and ratios of medians."""
+    works = {kernels: row.distnn(kernels) for kernels in ("numba", "numpy")}
+    try:
+        import torch
+
+        torch.set_num_threads(nn.get_num_threads())
+        works["torch"] = row.torch(torch)
+    except ImportError:
+        pass
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 2):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    report: dict[str, Any] = {}
+    for name, found in times.items():
+        report[name] = {"median": float(np.median(found[2:])), "least": min(found[2:])}
+    for peer in ("numpy", "torch"):
+        if peer in report:
+            report[f"numba_over_{peer}"] = report["numba"]["median"] / report[peer]["median"]
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", default="", help="rows whose names contain this")
+    options = parser.parse_args()
+    report: dict[str, Any] = {"benchmark": "cpu", **machine()}
+    report |= {name: installed(name) for name in ("numba", "torch")}
+    report["threads"] = nn.get_num_threads()
+    report["rows"] = {}
+    print(f"{'ms, median':36}  numba   numpy   torch  /numpy  /torch", file=sys.stderr)
+    for name, row in ROWS.items():
+        if options.only in name:
+            found = report["rows"][name] = measure(row, options.rounds)
+            figures = [found[k]["median"] for k in ("numba", "numpy", "torch") if k in found]
+            figures += [found[k] for k in ("numba_over_numpy", "numba_over_torch") if k in found]
+            print(f"{name:36}" + "".join(f"{f:8.2f}" for f in figures), file=sys.stderr)
+    print(json.dumps(rounded(report)))
+
+
+if __name__ == "__main__":
+    main()
