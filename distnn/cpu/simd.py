@@ -20,7 +20,9 @@ from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-intrinsic: Any = extending.intrinsic  # its type hints are those of the function before it
+# Numba's type hints are those of the functions as they are written, with `typing`.
+intrinsic: Any = extending.intrinsic
+literal_intrinsic: Any = extending.intrinsic(prefer_literal=True)
 
 LANES = 16
 
@@ -198,6 +200,26 @@ def store_transposed(
         return context.get_dummy_value()
 
     return types.void(array, *[types.intp] * 4, _block), code
+
+
+@literal_intrinsic
+def fetch_rows(typing: Any, array: Any, start: Any, stride: Any, write: Any) -> Any:
+    """Begin to bring array[start + i * stride] into the cache, for 16 rows i; to write if `write`.
+
+    Places outside of the array do no harm.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = address(context, builder, sig.args[0], *args[:2])
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        how = [_INT(write.literal_value), _INT(3), _INT(1)]  # into all caches, as data
+        for i in range(LANES):
+            place = builder.gep(pointer, [builder.mul(args[2].type(i), args[2])])
+            builder.call(function, [place, *how])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, write), code
 
 
 @intrinsic

@@ -29,9 +29,10 @@ _GROUP_BYTES = 2**26
 # Sums of dU that are added up at the end; a fixed number, for the sake of the bits.
 _SUMS = 8
 _SUMS_BYTES = 2**25
-# Parts of about 100 microseconds: of points that are transformed, and of multiplications.
+# Parts of about 100 microseconds: points that are transformed, multiplications, sums to add up.
 _POINT_PART = 2**18
 _PRODUCT_PART = 2**24
+_SUM_PART = 2**15
 
 
 class Sizes:
@@ -137,8 +138,9 @@ class Winograd:
     # -- steps: each on all threads, unless threads share images already ----------------------
 
     def _points(self, s: Sizes) -> tuple[np.ndarray, np.ndarray]:
-        v, p = (self.xp.empty((_PLANES * maps.plane,), np.float32) for maps in (s.x, s.y))
-        return v, p
+        both = self.xp.empty((_PLANES * (s.x.plane + s.y.plane),), np.float32)
+        split = _PLANES * s.x.plane
+        return both[:split], both[split:]
 
     def _cut(self, images: np.ndarray, points: np.ndarray, maps: Maps) -> None:
         flat = _flat(images)
@@ -195,9 +197,16 @@ class Winograd:
         parallel_for(lambda i, j: cut_filters(flat, u, columns, rows, column, row, i, j), blocks, 1)
         return u
 
-    def _join_filters(self, du: np.ndarray, dw: np.ndarray) -> None:
+    def _join_filters(self, sums: np.ndarray, dw: np.ndarray) -> None:
+        """dw from the shares' sums of dU."""
         filters, channels = dw.shape[:2]
-        flat = dw.reshape(-1)
+        flat, du = dw.reshape(-1), sums[0]
+
+        def add(i: int, j: int) -> None:
+            for more in sums[1:, i:j]:
+                du[i:j] += more
+
+        parallel_for(add, du.size, _SUM_PART)
         parallel_for(lambda i, j: join_filters(du, flat, channels, filters, i, j), channels, LANES)
 
 

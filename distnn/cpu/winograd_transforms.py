@@ -16,6 +16,7 @@ from .compiler import kernel
 from .simd import (
     LANES,
     broadcast,
+    fetch_rows,
     load,
     load_at,
     load_part,
@@ -35,6 +36,9 @@ _PRODUCT, _SUM = _A2 * _B2, _A2 + _B2
 _AT_0 = 1 / _PRODUCT  # one over the product of a point's distances from the others
 _AT_A = 1 / (2 * _A2 * (_A2 - _B2))
 _AT_B = 1 / (2 * _B2 * (_B2 - _A2))
+
+# Pixels of maps of which those of 16 channels stay in the second cache beside all else.
+_NEAR = 4096
 
 _inline = functools.partial(kernel, forceinline=True)
 
@@ -148,6 +152,13 @@ def _to_points(array, start, step, window):
     )
 
 
+@_inline
+def _ahead(maps):
+    """How far before its use a pixel is fetched: the next 16 channels', or rows' of large maps."""
+    pixels = maps.height * maps.width
+    return LANES * pixels if pixels <= _NEAR else TILE * maps.width
+
+
 @kernel
 def _fill(buffer, first, last):
     for place in range(first, last, LANES):
@@ -185,6 +196,7 @@ def cut(images, points, maps, start, stop):
     blocks = -(-maps.channels // LANES)
     pixels = maps.height * maps.width
     tiles = maps.tile_rows * maps.tile_columns
+    ahead = _ahead(maps)
     places = _places(maps, width)
     buffer = _buffer(maps, width)
     middle = np.empty(POINTS * row, np.float32)
@@ -206,6 +218,7 @@ def cut(images, points, maps, start, stop):
             count = (bottom - top) * maps.width
             for q in range(0, count, LANES):
                 pixel = source + top * maps.width + q
+                fetch_rows(images, pixel + ahead, pixels, 0)
                 values = load_transposed(images, pixel, pixels, lanes, min(LANES, count - q))
                 store_at(buffer, (top - above) * row, places, q, values)
             for place in range(0, row, LANES):
@@ -214,7 +227,8 @@ def cut(images, points, maps, start, stop):
                 for p in range(POINTS):
                     place = p * row + j * TILE * LANES
                     values = _to_points(middle, place, LANES, window)
-                    _store_six(points, target + p * POINTS * maps.plane, maps.plane, values)
+                    first = target + p * POINTS * maps.plane
+                    _store_six(points, first, maps.plane, values)
                 target += LANES
 
 
@@ -253,6 +267,7 @@ def join(points, images, bias, maps, start, stop):
     blocks = -(-maps.channels // LANES)
     pixels = maps.height * maps.width
     tiles = maps.tile_rows * maps.tile_columns
+    ahead = _ahead(maps)
     places = _places(maps, width)
     buffer = _buffer(maps, width)
     middle = np.empty(POINTS * POINTS * LANES, np.float32)
@@ -268,7 +283,8 @@ def join(points, images, bias, maps, start, stop):
             _fill(buffer, overlap * row, window * row)
             for j in range(maps.tile_columns):
                 for p in range(POINTS):
-                    values = _load_six(points, source + p * maps.plane, POINTS * maps.plane)
+                    first = source + p * maps.plane
+                    values = _load_six(points, first, POINTS * maps.plane)
                     if overlap:
                         _store_six(middle, p * LANES, step, _enter_adjoint(*values))
                     else:
@@ -289,6 +305,7 @@ def join(points, images, bias, maps, start, stop):
             count = (bottom - top) * maps.width
             for q in range(0, count, LANES):
                 pixel = target + top * maps.width + q
+                fetch_rows(images, pixel + ahead, pixels, 1)
                 values = load_at(buffer, (top - above) * row, places, q)
                 store_transposed(images, pixel, pixels, lanes, min(LANES, count - q), values)
             for place in range(0, overlap * row, LANES):
@@ -325,33 +342,19 @@ def cut_filters(w, points, columns, rows, column, row, start, stop):
                 _store_six(points, target + p * POINTS * plane, plane, values)
 
 
-@_inline
-def _add_six(a, b):
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5]
-
-
 @kernel
-def join_filters(sums, w, channels, filters, start, stop):
-    """The adjoint of cut_filters of the sum of `sums`, to w (filters, channels, 3, 3).
-
-    Parts number channels.
-    """
+def join_filters(points, w, channels, filters, start, stop):
+    """The adjoint of cut_filters, to w (filters, channels, 3, 3); parts number channels."""
     zero = broadcast(np.float32(0))
     middle = np.empty(3 * POINTS * LANES, np.float32)
     step = POINTS * LANES
     block = -(-channels // LANES) * LANES**2
     plane = -(-filters // LANES) * block
-    parts, size = sums.shape
-    points = sums.reshape(-1)
-    for c in range(start, stop):
-        for f in range(0, filters, LANES):
+    for f in range(0, filters, LANES):
+        for c in range(start, stop):
             for p in range(POINTS):
                 source = f // LANES * block + c * LANES + p * plane
-                total = _load_six(points, source, POINTS * plane)
-                for part in range(1, parts):
-                    more = _load_six(points, source + part * size, POINTS * plane)
-                    total = _add_six(total, more)
-                a, b, d = _filter_adjoint(*total)
+                a, b, d = _filter_adjoint(*_load_six(points, source, POINTS * plane))
                 store(middle, p * LANES, a)
                 store(middle, step + p * LANES, b)
                 store(middle, 2 * step + p * LANES, d)
