@@ -8,6 +8,7 @@ import distnn.solvers as S
 
 from . import calling as _calling
 from . import operators as _operators
+from . import profiler
 from .autotune import (
     get_autotune,
     get_autotune_choices,

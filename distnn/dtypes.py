@@ -1,14 +1,34 @@
 """Half precision among dtypes: NumPy's float16, and bfloat16, which the package ml_dtypes adds.
 
-NumPy's kinds do not know bfloat16. An array that has it brings the dtype along: nothing is imported
-here, and without ml_dtypes there are no such arrays.
+NumPy's kinds do not know bfloat16. An array that has it brings the dtype along: ml_dtypes is
+imported only where such an array is made of bytes that came from elsewhere.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from .errors import MissingExtraError
+
 BFLOAT16 = "bfloat16"
+
+
+def text_of(dtype: np.dtype) -> str:
+    """What `of_text` makes the dtype of, on another rank too."""
+    return dtype.name if is_half(dtype) and dtype.kind == "V" else dtype.str
+
+
+def of_text(text: str) -> np.dtype:
+    """The dtype of such a text; raises MissingExtraError for bfloat16 without ml_dtypes."""
+    if text != BFLOAT16:
+        return np.dtype(text)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise MissingExtraError(
+            "an array of bfloat16 was received, which NumPy lacks; pip install ml_dtypes"
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -35,6 +35,7 @@ from .errors import ArgumentError, ShapeError
 
 if TYPE_CHECKING:
     from .backend import Backend
+    from .formula import Formula
 
 logger = logging.getLogger("distnn")
 
@@ -63,8 +64,8 @@ class Rule(NamedTuple):
     """How to compute the gradient of one input, and the names it reads."""
 
     names: tuple[str, ...]
-    compute: Callable[..., Any]  # compute(xp, **{name: value}), or with out= where takes_out
-    takes_out: bool
+    compute: Callable[..., Any]  # compute(xp, **{name: value})
+    formula: Formula | None = None  # that it computes, of arrays and numbers of these names
 
 
 class Declaration:
@@ -143,6 +144,7 @@ class Function:
         optional: inputs that may be None, besides those whose default in setup is None.
         alias: the output is the input's memory in another shape.
         inplace: numbers of inputs whose memory `out` may be.
+        formula: of the output, where the function is one of its inputs and operands.
         random: forward takes `random`, a source of random numbers for this call; an attribute
             `seed` of 0 or more gives it numbers of its own.
         protects: buffers of its inputs are not cleared.
@@ -161,6 +163,7 @@ class Function:
     random: ClassVar[bool] = False
     protects: ClassVar[bool] = False
     cuda: ClassVar[str] = ""
+    formula: Any = None
     cpu: ClassVar[str] = ""
 
     declaration: Declaration
@@ -239,7 +242,7 @@ def _declare(cls: type[Function]) -> Declaration:
         method = getattr(cls, f"grad_{name}", None)
         if method is not None:
             read = tuple(p.name for p in _parameters(method)[1:])
-            rules[name] = Rule(read, method, False)
+            rules[name] = Rule(read, method)
     backward = getattr(cls, "backward", None)
     backward_names = None
     if backward is not None:

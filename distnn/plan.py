@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from .function import Setup
+from .function import Setup, Spec
 from .graph import Node, Value, needs, nodes_of
 
 _MOST_PLANS = 256
@@ -162,6 +162,11 @@ class Plan:
             self._texts[key] = make()
         return self._texts[key]
 
+    @property
+    def has_program(self) -> bool:
+        """Whether program.py has made something of it."""
+        return any(self._texts.values())
+
     def is_used_again(self) -> bool:
         """False the first time: a structure that comes once is not worth a program."""
         used, self._used = self._used, True
@@ -221,15 +226,16 @@ class Plan:
         result = call.setup.results[0]
         for i in call.setup.function.inplace:
             slot = call.sources[i] if i < len(call.sources) else -1
-            if (
-                slot in cleared
-                and call.sources.count(slot) == 1
-                and len(self._members[self._group[slot]]) == 1
-                and call.setup.input_shapes[i] == result.shape
-                and self.calls[self.producer[slot]].setup.results[0].dtype == result.dtype
-            ):
+            if call.sources.count(slot) == 1 and self.may_become(slot, result, cleared):
                 return i
         return None
+
+    def may_become(self, slot: int, result: Spec, cleared: Collection[int]) -> bool:
+        """Whether a slot's memory, which is cleared after a step, may take a result of the step."""
+        if slot not in cleared or len(self._members[self._group[slot]]) > 1:
+            return False
+        call = self.calls[self.producer[slot]]
+        return call.setup.results[slot - call.targets[0]] == result
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -330,6 +336,17 @@ class _Cache:
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
+
+    def stats(self) -> dict[str, int]:
+        """See profiler.plan_stats."""
+        with self._lock:
+            programs = sum(plan.has_program for plan in self._plans.values())
+            return {
+                "plans": len(self._plans),
+                "hits": self.hits,
+                "misses": self.misses,
+                "programs": programs,
+            }
 
     def plan(self, graph: Graph) -> Plan:
         if not graph.shared:

@@ -19,10 +19,20 @@ import numpy as np
 from .backend import Backend
 from .derivative import sum_to_shape
 from .evaluation import read_indices, store
+from .formula_chain import Chain
 from .function import Binding, Kind, Setup
+from .fusion import (
+    FusedBackward,
+    FusedForward,
+    FusedRelu,
+    FusedReluBackward,
+    Number,
+    fused_backward,
+    fused_forward,
+)
 from .memory import owns_memory
 from .ndarray import Storage
-from .plan import BackwardStep, Call, Plan
+from .plan import BackwardStep, Contribution, ForwardStep, Plan
 
 _BYTES = np.dtype(np.uint8)
 
@@ -33,6 +43,7 @@ class _Text:
     def __init__(self, backend: Backend) -> None:
         self._lines: list[str] = []
         self._names: dict[str, Any] = {
+            "__name__": __name__,  # who looks for the user's line passes over these
             "xp": backend.xp,
             "backend": backend,
             "empty": backend.empty,
@@ -95,27 +106,79 @@ def forward_program(
     steps = plan.forward(clear_buffer, clear_no_need_grad)
     gone = {slot for step in steps for slot in step.clears}
     extra = plan.n_slots
-    for step in steps:
-        call = plan.calls[step.node]
-        saved = call.setup.saved_positions(call.need)
-        _forward_step(text, plan, step.node, call, step.inplace, gone, extra, saved)
-        extra += len(saved)
-        text.add(*[f"v{slot} = None" for slot in step.clears if slot not in plan.leaves])
+    for step in fused_forward(plan, steps, gone):
+        if isinstance(step, FusedForward):
+            _forward_chain(text, plan, step, gone)
+            members = step.steps
+        else:
+            joined = step if isinstance(step, FusedRelu) else None
+            members = step.steps if isinstance(step, FusedRelu) else (step,)
+            call = plan.calls[members[0].node]
+            saved = call.setup.saved_positions(call.need)
+            _forward_step(text, plan, members[0], joined, gone, extra, saved)
+            extra += len(saved)
+            for member in members:
+                if True in plan.calls[member.node].need:
+                    text.add(f"nodes[{member.node}].keep(kept[{member.node}])")
+        clears = [slot for member in members for slot in member.clears]
+        text.add(*[f"v{slot} = None" for slot in clears if slot not in plan.leaves])
     return text.function("nodes, data, storages, kept")
+
+
+def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int]) -> None:
+    inputs = []
+    for node, i in fused.inputs:
+        call = plan.calls[node]
+        inputs.append(_input(text, plan, call.setup, i, call.sources[i]))
+    spec = plan.calls[fused.steps[0].node].setup.results[0]
+    shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
+    for slot in fused.outputs:
+        if slot in gone:
+            memory = f"empty({shape}, {dtype})" if fused.inplace is None else f"v{fused.inplace}"
+            text.add(f"v{slot} = {memory}")
+            continue
+        text.add(
+            f"v{slot} = storages[{slot}].array",
+            f"if v{slot} is None or not holds(v{slot}):",
+            f"    v{slot} = storages[{slot}].allocate({dtype}, backend)",
+        )
+    outs = ", ".join(f"v{slot}" for slot in fused.outputs)
+    _chain(text, fused.chain, inputs, fused.numbers, outs)
+    text.add(*[f"storages[{slot}].written()" for slot in fused.outputs if slot not in gone])
+    for step in fused.steps:
+        if True in plan.calls[step.node].need:
+            text.add(f"nodes[{step.node}].keep(kept[{step.node}])")
+
+
+def _chain(
+    text: _Text, chain: Chain, inputs: Sequence[str], numbers: Sequence[Number], outs: str
+) -> None:
+    values = ", ".join(f"nodes[{n.node}].operands[{n.operand!r}]" for n in numbers)
+    name = text.name("chain", chain)
+    text.add(f"xp.evaluate_chain({name}, [{', '.join(inputs)}], [{values}], [{outs}])")
 
 
 def _forward_step(
     text: _Text,
     plan: Plan,
-    k: int,
-    call: Call,
-    inplace: int | None,
+    step: ForwardStep,
+    joined: FusedRelu | None,
     gone: set[int],
     extra: int,
     saved: Sequence[int],
 ) -> None:
+    """One function; `joined` is what it does beyond."""
+    k, inplace = step.node, step.inplace
+    call = plan.calls[k]
     setup = call.setup
+    targets = list(call.targets)
     inputs = [_input(text, plan, setup, p, slot) for p, slot in enumerate(call.sources)]
+    if joined is not None:
+        targets[0] = joined.target
+        if joined.other is not None:
+            adding = plan.calls[joined.steps[1].node]
+            position = adding.sources.index(joined.other)
+            inputs.append(_input(text, plan, adding.setup, position, joined.other))
     if setup.function.alias:
         target = call.targets[0]
         if target in gone and call.sources[0] not in plan.leaves:
@@ -125,13 +188,13 @@ def _forward_step(
             dtype = text.name("dtype", setup.results[0].dtype)
             text.add(f"nodes[{k}].execute()", f"v{target} = data[{target}].read({dtype}, backend)")
         return
-    n_outputs = len(call.targets)
+    n_outputs = len(targets)
     takes_out = setup.declaration.takes_out
     values = ", ".join(inputs)
     places: list[str | None] = []  # where the storage of each result is; None for a new one
     for i, spec in enumerate(setup.results):
         if i < n_outputs:
-            slot = call.targets[i]
+            slot = targets[i]
             places.append(None if slot in gone else f"storages[{slot}]")
         else:
             position = len(call.sources) + i
@@ -153,7 +216,8 @@ def _forward_step(
     outs = [f"o{i}" for i in range(len(setup.results))]
     if takes_out:
         options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
-    forward = text.name("forward", setup.implementation.forward)
+    method = "forward" if joined is None else joined.method
+    forward = text.name(method, getattr(setup.implementation, method))
     text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
     several = len(outs) + len(setup.declaration.updates) > 1
     for i, (out, spec) in enumerate(zip(outs, setup.results, strict=True)):
@@ -172,13 +236,11 @@ def _forward_step(
         else:
             text.add(*stored)
         if i < n_outputs:
-            text.add(f"v{call.targets[i]} = {out}")
+            text.add(f"v{targets[i]} = {out}")
         text.add(f"{out} = None")
     if setup.declaration.updates:
         text.add(f"nodes[{k}].commit(r[{len(outs)}:])")
     text.add("r = s = None")
-    if True in call.need:
-        text.add(f"nodes[{k}].keep(kept[{k}])")
 
 
 def _input(text: _Text, plan: Plan, setup: Setup, position: int, slot: int) -> str:
@@ -228,25 +290,47 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     root = plan.roots[0]
     text.add(f"g{root} = seed", f"w{root} = own")
     added = {root}
-    for number, step in enumerate(steps):
-        _backward_step(text, plan, step, added)
-        text.add(f"nodes[{step.node}].release()")
-        if step.clears:
-            text.add(f"clear({number})")
-        for slot in step.ready:
+    number = 0
+    for step in fused_backward(plan, steps):
+        members: tuple[BackwardStep, ...]
+        if isinstance(step, FusedBackward):
+            members = step.steps
+            _backward_chain(text, plan, step, added)
+        elif isinstance(step, FusedReluBackward):
+            members = step.steps
+            _backward_step(text, plan, step.steps[1], added, step)
+        else:
+            members = (step,)
+            _backward_step(text, plan, step, added)
+        for member in members:
+            text.add(f"nodes[{member.node}].release()")
+            if member.clears:
+                text.add(f"clear({number})")
+            number += 1
+        for slot in (slot for member in members for slot in member.ready):
             text.add("if ready is not None:", f"    ready(grads[{slot}]._storage)")
     return text.function("nodes, grads, seed, own, ready, clear, memory, add_to_leaf")
 
 
-def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int]) -> None:
+def _backward_step(
+    text: _Text,
+    plan: Plan,
+    step: BackwardStep,
+    added: set[int],
+    joined: FusedReluBackward | None = None,
+) -> None:
+    """One function; `joined` is relu after it, whose gradient it takes."""
     call = plan.calls[step.node]
+    targets = step.targets
+    if joined is not None:
+        targets = (joined.steps[0].targets[0], *targets[1:])
     setup = call.setup
     reads = setup.reads(step.need)
     text.add(f"a = nodes[{step.node}].kept_arrays()")
     shapes = [text.name("shape", shape) for shape in setup.input_shapes]
     dtype = text.name("dtype", setup.backend.dtype)
     if reads.fast:
-        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in step.targets]
+        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in targets]
         outs = ["None"] * len(setup.input_shapes)
         for c in step.contributions:
             outs[c.source] = f"o{c.source}"
@@ -262,7 +346,12 @@ def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int])
         options.append(
             f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))"
         )
-        backward = text.name("backward", setup.implementation.backward)
+        method = "backward"
+        if joined is not None:
+            method = "relu_backward"
+            node = joined.steps[0].node
+            options.append(f"y=nodes[{node}].kept_arrays()[{joined.result}]")
+        backward = text.name(method, getattr(setup.implementation, method))
         text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
     else:
         outer = []
@@ -281,31 +370,60 @@ def _backward_step(text: _Text, plan: Plan, step: BackwardStep, added: set[int])
                 f"if o{index}.shape != {shapes[index]}:",
                 f"    o{index} = sum_to_shape(xp, o{index}, {shapes[index]})",
             )
+    own = "True"
     for c in step.contributions:
         out = f"o{c.source}"
-        if c.leaf:
-            text.add(f"add_to_leaf(grads[{c.slot}], {out}, {c.first}, backend)")
-            continue
-        own = "True"
         if not reads.fast:
             others = ", ".join([*outer, "*a.values()"])
             own = f"owns_memory({out}) and not any({out} is x for x in ({others}))"
-        if c.slot not in added:
-            text.add(f"w{c.slot} = {own}", f"g{c.slot} = {out}")
-            added.add(c.slot)
-        else:
-            text.add(
-                f"if w{c.slot}:",
-                f"    backend.add(g{c.slot}, {out}, g{c.slot})",
-                "else:",
-                f"    t = empty({shapes[c.source]}, g{c.slot}.dtype)",
-                f"    backend.add(g{c.slot}, {out}, t)",
-                f"    g{c.slot} = t",
-                f"    w{c.slot} = True",
-                "    t = None",
-            )
-    gone = [f"g{slot}" for slot in step.targets if slot >= 0]
+        _deliver(text, c, out, own, added)
+    gone = [f"g{slot}" for slot in targets if slot >= 0]
     text.add(" = ".join([*gone, *{f"o{c.source}" for c in step.contributions}, "a", "None"]))
+
+
+def _deliver(text: _Text, c: Contribution, out: str, own: str, added: set[int]) -> None:
+    """Write or add a gradient; `own` says whether nobody else refers to it."""
+    if c.leaf:
+        text.add(f"add_to_leaf(grads[{c.slot}], {out}, {c.first}, backend)")
+    elif c.slot not in added:
+        text.add(f"w{c.slot} = {own}", f"g{c.slot} = {out}")
+        added.add(c.slot)
+    else:
+        text.add(
+            f"if w{c.slot}:",
+            f"    backend.add(g{c.slot}, {out}, g{c.slot})",
+            "else:",
+            f"    t = empty({out}.shape, {out}.dtype)",
+            f"    backend.add(g{c.slot}, {out}, t)",
+            f"    g{c.slot} = t",
+            f"    w{c.slot} = True",
+            "    t = None",
+        )
+
+
+def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[int]) -> None:
+    spec = plan.calls[fused.steps[0].node].setup.results[0]
+    shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
+    for node in dict.fromkeys(read.node for read in fused.inputs if read.slot < 0):
+        text.add(f"a{node} = nodes[{node}].kept_arrays()")
+    inputs = [
+        f"g{read.slot}" if read.slot >= 0 else f"a{read.node}[{read.position}]"
+        for read in fused.inputs
+    ]
+    outs = []
+    for i, (number, place) in enumerate(fused.outputs):
+        c = fused.steps[number].contributions[place]
+        if c.leaf and c.first:
+            text.add(f"o{i} = memory(grads[{c.slot}], {shape}, backend)")
+        else:
+            text.add(f"o{i} = empty({shape}, {dtype})")
+        outs.append(f"o{i}")
+    _chain(text, fused.chain, inputs, fused.numbers, ", ".join(outs))
+    for out, (number, place) in zip(outs, fused.outputs, strict=True):
+        _deliver(text, fused.steps[number].contributions[place], out, "True", added)
+    arrays = {f"a{read.node}" for read in fused.inputs if read.slot < 0}
+    gone = {f"g{read.slot}" for read in fused.inputs if read.slot >= 0}
+    text.add(" = ".join([*sorted(gone | arrays), *outs, "None"]))
 
 
 def _bound(text: _Text, binding: Binding, k: int, outer: Sequence[str]) -> str:

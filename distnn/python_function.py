@@ -104,7 +104,7 @@ class _Adapter(Function, by_signature=False):
             for o, y in enumerate(outputs)
             if any(wrapped.grad_depends_output_data(i, o) for i in range(n_inputs))
         ]
-        rule = Rule(("d" + outputs[0],), self._no_rule, False)
+        rule = Rule(("d" + outputs[0],), self._no_rule)
         self.declaration = Declaration(
             name=wrapped.name,
             inputs=names,

@@ -35,13 +35,17 @@ TRAINING = {
     "seed-float32": ("seed", "float32"),
     "seed-tf32": ("seed", "tf32"),
     "seed-half": ("seed", "half"),
+    "seed-bf16": ("seed", "bf16"),
     "resnet50-tf32": ("resnet50", "tf32"),
     "resnet50-half": ("resnet50", "half"),
+    "resnet50-bf16": ("resnet50", "bf16"),
     "transformer-tf32": ("transformer", "tf32"),
     "transformer-half": ("transformer", "half"),
+    "transformer-bf16": ("transformer", "bf16"),
 }
 ROWS = [*TRAINING, "kernels", "experiment"]
-EXTRA = ("seed-half", "transformer-half")  # only if asked for
+# Only if asked for.
+EXTRA = ("seed-half", "seed-bf16", "resnet50-bf16", "transformer-half", "transformer-bf16")
 WARM_UP = 3  # steps: kernels are compiled, algorithms chosen, memory taken
 
 # What a full run on a GPU is to reach.
@@ -206,6 +210,8 @@ def training(name: str, device: Device, size: Size) -> dict[str, Any]:
     kind, precision = TRAINING[name]
     if device.torch == "cpu" and precision == "tf32":
         precision = "float32"  # PyTorch has no TF32 there to compare with
+    if device.extension == "cpu" and precision == "bf16":
+        precision = "float32"  # distnn has bfloat16 on GPUs only
     network = size.networks[kind]()
     static, dynamic = (Ours(network, device.extension, precision, d) for d in (False, True))
     values, trained = static.parameters(), static.parameters(trained=True)

@@ -1,7 +1,8 @@
 """Training steps of one network, with distnn and with PyTorch, from equal parameters.
 
 Precisions: "float32", "tf32" (products on tensor cores; a GPU's), "half" (activations in float16,
-parameters in float32, dynamic loss scaling), and "double" for PyTorch as the reference.
+parameters in float32, dynamic loss scaling), "bf16" (activations in bfloat16; a GPU's), and
+"double" for PyTorch as the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from networks import Network, tensor_of
 
-PRECISIONS = {"float32": 1e-6, "tf32": 1e-3, "half": 2e-3}  # and how exact a number is
+# And how exact a number is.
+PRECISIONS = {"float32": 1e-6, "tf32": 1e-3, "half": 2e-3, "bf16": 1.6e-2}
 RATE = 1e-4  # small: the same batch again and again must not diverge
 DECAY = 1e-4  # of Momentum
 SCALE = 1024.0  # of the loss in half precision, at first
@@ -40,7 +42,7 @@ class Ours:
         self.world.context = get_extension_context(
             extension,
             type_config="half" if precision == "half" else "float",
-            precision="tf32" if precision == "tf32" else "highest",
+            precision=precision if precision in ("tf32", "bf16") else "highest",
         )
         self.solver = getattr(S, network.solver)(RATE)
         with self._scope(self.world):
@@ -122,7 +124,7 @@ class Torch:
 
         self.torch, self.network, self.device = torch, network, device
         self.dtype = torch.float64 if precision == "double" else torch.float32
-        self.half = precision == "half"
+        self.activations = {"half": torch.float16, "bf16": torch.bfloat16}.get(precision)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"  # of float32 alone
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.weights = {}
@@ -142,7 +144,7 @@ class Torch:
             )
         else:
             self.optimizer = torch.optim.Adam(learned, RATE, fused=True)
-        self.scaler = torch.amp.GradScaler(device, init_scale=SCALE, enabled=self.half)
+        self.scaler = torch.amp.GradScaler(device, init_scale=SCALE, enabled=precision == "half")
 
     def gradients(self) -> tuple[float, dict[str, np.ndarray]]:
         """Loss and gradients; parameters stay as they are."""
@@ -163,8 +165,8 @@ class Torch:
     def _forward_backward(self) -> Any:
         # To try all algorithms in float64 would take long.
         self.torch.backends.cudnn.benchmark = self.dtype is self.torch.float32
-        half = self.torch.autocast(self.device, self.torch.float16) if self.half else nullcontext()
-        with half:
+        mixed = self.torch.autocast(self.device, self.activations)
+        with mixed if self.activations else nullcontext():
             loss = self.network.peers(self.weights, self.x, self.t)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()

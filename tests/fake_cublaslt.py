@@ -25,7 +25,7 @@ MatmulPreferenceAttribute = enum.IntEnum(
     {"MAX_WORKSPACE_BYTES": 1, "REDUCTION_SCHEME_MASK": 3}
     | {f"MIN_ALIGNMENT_{name}_BYTES": 5 + i for i, name in enumerate("ABCD")},
 )
-Epilogue = enum.IntEnum("Epilogue", {"DEFAULT": 1, "BIAS": 4})
+Epilogue = enum.IntEnum("Epilogue", {"DEFAULT": 1, "RELU": 2, "BIAS": 4, "RELU_BIAS": 6})
 ReductionScheme = enum.IntEnum("ReductionScheme", {"COMPUTE_TYPE": 2})
 matmul_heuristic_result_dtype = np.dtype(
     [("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4")]
@@ -35,6 +35,7 @@ WORKSPACE = 4096
 calls: list[tuple[int, bool]] = []  # (compute type, with bias) of each product
 queries: list[tuple[int, int]] = []  # number of matrices, and alignment, of each heuristic query
 nothing_for: set[int] = set()  # kinds (dtypes) that no algorithm is found for
+no_relu_for: set[int] = set()  # kinds whose algorithms have no relu
 _objects: dict[int, SimpleNamespace] = {}
 _numbers = itertools.count(1)
 
@@ -129,6 +130,16 @@ def matmul_algo_get_heuristic(
     result["workspace_size"] = WORKSPACE
 
 
+def matmul_algo_check(handle, product, a, b, c, d, algorithm, result) -> None:
+    if _objects[a].kind in no_relu_for:
+        raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
+    np.ndarray(8, np.uint64, _host(algorithm, 64))  # can be read
+    found = np.ndarray(
+        (), matmul_heuristic_result_dtype, _host(result, matmul_heuristic_result_dtype.itemsize)
+    )
+    found["workspace_size"] = WORKSPACE
+
+
 def matmul(
     handle, product, alpha, a, adesc, b, bdesc, beta, c, cdesc, d, ddesc, algorithm, workspace,
     workspace_size, stream,
@@ -136,7 +147,7 @@ def matmul(
     desc, first, second, out = (_objects[i] for i in (product, adesc, bdesc, ddesc))
     alignment = int(np.ndarray(8, np.uint64, _host(algorithm, 64))[0])
     epilogue = desc.attributes.get("EPILOGUE", Epilogue.DEFAULT)
-    bias = desc.attributes["BIAS_POINTER"] if epilogue == Epilogue.BIAS else 0
+    bias = desc.attributes["BIAS_POINTER"] if epilogue & Epilogue.BIAS else 0
     if any(pointer % alignment for pointer in (a, b, d, bias)):
         raise cuBLASLtError(f"misaligned address: {alignment} bytes were promised")
     if not workspace or workspace_size < WORKSPACE or (c, cdesc) != (d, ddesc):
@@ -155,12 +166,14 @@ def matmul(
         for pointer, x in ((a, first), (b, second), (d, out))
     ]
 
-    def add_bias(result: np.ndarray) -> np.ndarray:
-        values = cublas.Matrices(bias, out.kind, m, 1, m).array(1)
-        return result + values.astype(result.dtype)
+    def finish(result: np.ndarray) -> np.ndarray:
+        if bias:
+            values = cublas.Matrices(bias, out.kind, m, 1, m).array(1)
+            result = result + values.astype(result.dtype)
+        return np.maximum(result, 0) if epilogue & Epilogue.RELU else result
 
     cublas.gemm(
         "cublasLtMatmul", *stored, transposed, (alpha, beta), *batches, desc.compute, stream,
-        add_bias if bias else lambda result: result,
+        finish,
     )  # fmt: skip
     calls.append((desc.compute, bool(bias)))

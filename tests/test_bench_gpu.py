@@ -113,8 +113,8 @@ def torch():
     return pytest.importorskip("torch", reason="PyTorch is the peer: pip install torch==2.13.0")
 
 
-def contestants(network, precision="float32"):
-    static, dynamic = (trainers.Ours(network, "cpu", precision, d) for d in (False, True))
+def contestants(network, precision="float32", extension="cpu"):
+    static, dynamic = (trainers.Ours(network, extension, precision, d) for d in (False, True))
     values, trained = static.parameters(), static.parameters(trained=True)
     peers = [trainers.Torch(network, values, trained, "cpu", p) for p in (precision, "double")]
     return [static, dynamic, *peers]
@@ -143,6 +143,17 @@ def test_networks_and_their_updates_are_pytorchs(torch, kind, precision):
         ours = networks.tensor_of(network, name, value)[large] - start
         theirs = peer.weights[name].detach().numpy()[large] - start
         assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs), name
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("kind", ["seed", "resnet50", "transformer"])
+def test_networks_in_bfloat16_are_about_as_exact_as_pytorchs(torch, kind):
+    network = bench_gpu.TINY.networks[kind]()
+    static, dynamic, peer, exact = contestants(network, "bf16", "cudnn")
+    trainers.compared(static, peer, exact, "bf16")
+    (loss, gradients), (same, others) = static.gradients(), dynamic.gradients()
+    assert loss == same
+    assert all(np.array_equal(gradients[name], others[name]) for name in gradients)
 
 
 def test_layouts_of_images_are_one_network(torch):

@@ -86,7 +86,7 @@ def test_out_may_be_any_of_the_arrays():
 def test_what_numpy_is_as_fast_at_is_left_to_it():
     x = arrays(1, 1000)[0]
     out = np.empty_like(x)
-    for text in ("tanh(x)", "x + x", "log(x) * 2", "sin(x) + 1", "x", "x ** 3 + 1"):
+    for text in ("tanh(x)", "x + x", "cos(x) * 2", "sin(x) + 1", "x", "x ** 3 + 1"):
         assert not elementwise.evaluate(Formula(text, ("x",), ()), [x], [], out), text
     square = Formula("x * x + 1", ("x",), ())
     assert elementwise.evaluate(square, [x], [], out)
@@ -111,11 +111,14 @@ def computed(name: str, x: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("name", "ulp"), [("exp", 1.5), ("tanh", 5), ("sigmoid", 3)])
+ULP = {"exp": 1.5, "expm1": 2, "log": 1.5, "log1p": 2, "tanh": 5, "sigmoid": 3}
+
+
+@pytest.mark.parametrize(("name", "ulp"), ULP.items())
 def test_float32_functions_are_near_float64s_for_all_floats(name, ulp):
     x = floats()
     wide = x.astype(np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         if name == "sigmoid":
             exact = 1 / (1 + np.exp(-wide))
             # Where e^-x is no float32 the result is 0, as with NumPy's.
@@ -124,18 +127,18 @@ def test_float32_functions_are_near_float64s_for_all_floats(name, ulp):
             exact = getattr(np, name)(wide)
         nearest = exact.astype(np.float32)
     found = computed(name, x)
-    infinite = np.isinf(nearest)
-    np.testing.assert_array_equal(found[infinite], nearest[infinite])
-    error = np.abs(found[~infinite] - exact[~infinite]) / np.spacing(np.abs(nearest[~infinite]))
+    finite = np.isfinite(nearest)
+    np.testing.assert_array_equal(found[~finite], nearest[~finite])
+    error = np.abs(found[finite] - exact[finite]) / np.spacing(np.abs(nearest[finite]))
     assert error.max() <= ulp
 
 
-@pytest.mark.parametrize("name", ["exp", "tanh", "sigmoid"])
+@pytest.mark.parametrize("name", ULP)
 def test_float32_functions_at_the_ends(name):
-    x = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40], np.float32)
-    with np.errstate(over="ignore"):
+    x = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40, -1, -2], np.float32)
+    with np.errstate(all="ignore"):
         numpys = 1 / (1 + np.exp(-x)) if name == "sigmoid" else getattr(np, name)(x)
-    np.testing.assert_array_equal(computed(name, x), numpys + 0)
+    np.testing.assert_allclose(computed(name, x), numpys + 0, rtol=3e-7)
 
 
 # -- rules of solvers -----------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def test_rules_have_numpys_bits(name, size, dtype):
 
 
 def test_a_rule_with_an_operation_that_loops_lack_is_numpys():
-    rule = Assignments("w = w - log(g)", ("w", "g"), ())
+    rule = Assignments("w = w - sin(g)", ("w", "g"), ())
     assert not elementwise.run(rule, arrays(2, 100), ())
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -40,6 +41,17 @@ def test_every_twin_has_the_signatures_of_its_function():
             assert hasattr(twin, "backward") == hasattr(function, "backward"), function
             if hasattr(twin, "backward"):
                 assert parameters(twin.backward) == parameters(function.backward), function
+
+
+def test_only_the_cpu_folder_imports_numba():
+    root = pathlib.Path(nn.__file__).parent
+    starts = ("import numba", "from numba", "from llvmlite", "import llvmlite")
+    importers = {
+        path.relative_to(root).parts[0]
+        for path in root.rglob("*.py")
+        if any(line.strip().startswith(starts) for line in path.read_text().splitlines())
+    }
+    assert importers == {"cpu"}
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 import types
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 
 import distnn as nn
 import distnn.functions as F
+from distnn.context import current_backend
 from distnn.errors import ContextError
+from distnn.formula import Formula
+from distnn.functions.affine import Affine
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -52,7 +56,12 @@ def cublaslt(emulated, monkeypatch):
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("DISTNN_CUBLASLT", raising=False)
-    for noted in (fake_cublaslt.calls, fake_cublaslt.queries, fake_cublaslt.nothing_for):
+    for noted in (
+        fake_cublaslt.calls,
+        fake_cublaslt.queries,
+        fake_cublaslt.nothing_for,
+        fake_cublaslt.no_relu_for,
+    ):
         noted.clear()
     forget()
     yield fake_cublaslt
@@ -440,6 +449,71 @@ def test_a_bias_is_one_kernel_or_none(library, emulated):
             "cublaslt": ["cublasLtMatmul"],
         }[library]
     )
+
+
+@pytest.mark.parametrize("dtype", ["e", "E", "f", "d"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("x", "w", "base_axis"), [((3, 4), (4, 5), 1), ((2, 3, 64), (64, 8, 4), 2), ((5, 0), (0, 3), 1)]
+)
+def test_relu_with_a_product_has_the_bits_of_relu_of_the_product(
+    x, w, base_axis, bias, dtype, library
+):
+    """A NaN, an infinite element, and sums that half precision rounds to 0 among them."""
+    import cupy
+
+    from distnn.cuda.elementwise import evaluate
+    from distnn.cuda.kernels import FLOATS
+    from distnn.cuda.twin import implementation
+
+    if dtype not in FLOATS:
+        pytest.skip("bfloat16: pip install ml_dtypes")
+    kind = FLOATS[dtype]
+    x, w, b = (values(shape, seed=i).astype(kind) for i, shape in enumerate((x, w, w[1:])))
+    x[1:2, ..., :1], x[1:2, ..., 1:] = 6e-8, 0
+    w[:1] = 0.1 - 0.2 * (np.arange(w[:1].size) % 2).reshape(w[:1].shape)
+    x[-1:] = [[np.inf, np.nan][i % 2] if i < 2 else 0 for i in range(x.shape[-1])]
+    b.reshape(-1)[: b.size // 2] = 0
+    arrays = [device(a) for a in (x, w, *([b] if bias else []))]
+    with nn.context_scope(nn.Context(["cudnn:double" if dtype == "d" else "cudnn:float"])):
+        xp = current_backend().xp
+    twin = implementation(Affine.of(base_axis))
+    plain = twin.forward(xp, *arrays)
+    wanted = evaluate(
+        Formula("maximum(y, 0)", ("y",), ()), {"y": plain}, {}, cupy.empty_like(plain)
+    )
+    out = cupy.empty_like(plain)
+    assert twin.relu(xp, *arrays, out=out) is out
+    for found in (out, twin.relu(xp, *arrays)):
+        found, expected = (a.get().astype(np.float64) for a in (found, wanted))
+        np.testing.assert_array_equal(found, expected)  # whichever NaN it is
+        number = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(found)[number], np.signbit(expected)[number])
+
+
+def test_relu_after_a_product_is_one_kernel_or_none(library, emulated):
+    import fake_cublaslt
+
+    from distnn.cuda.twin import implementation
+
+    xp, twin = current_backend().xp, implementation(Affine.of(1))
+    x, w, b = (device(values(shape)) for shape in ((33, 4), (4, 70), (70,)))
+    names = {"cublas": ["gemmEx", "add_to_columns_relu"], "cublaslt": ["cublasLtMatmul"]}
+    for arrays, expected in (
+        ((x, w, b), names[library]),
+        ((x, w), [names[library][0], *([ANY] if library == "cublas" else [])]),
+    ):
+        twin.relu(xp, *arrays)
+        emulated.clear()
+        twin.relu(xp, *arrays)
+        assert queued(emulated) == expected
+    if library == "cublaslt":
+        assert len(fake_cublaslt.queries) == 2  # relu takes the algorithm of the product without it
+        fake_cublaslt.no_relu_for.add(0)
+        forget()
+        emulated.clear()
+        twin.relu(xp, x, w, b)
+        assert queued(emulated) == ["cublasLtMatmul", ANY]
 
 
 def test_batch_matmul_is_one_call(library, emulated):

@@ -144,20 +144,24 @@ def test_cross_entropy_and_its_gradient_agree_with_the_definition(shape, axis, d
     target.flat[0] = -1 if target.size > 2 else 0
     wide = x.astype(np.float64)
     function, xp = twin(SoftmaxCrossEntropy.of(axis)), namespace(dtype)
-    loss, p = function.forward(xp, up(x), up(target))
+    loss, peak, total = function.forward(xp, up(x), up(target))
     close(loss, cross_entropy(wide, target, axis), dtype)
-    close(p, softmax(wide, axis), dtype)
+    largest = wide.max(axis, keepdims=True)
+    np.testing.assert_array_equal(peak.get(), largest)
+    kept = {"e": "f"}.get(dtype, dtype)
+    close(total, np.exp(wide - largest).sum(axis, keepdims=True), kept)
     for again in (up(x), moved(x)):
         results = function.forward(xp, again, up(target))
-        for a, b in zip(results, (loss, p), strict=True):
+        for a, b in zip(results, (loss, peak, total), strict=True):
             same_bits(a, b)
     dy = drawn(target.shape, dtype, 1)
     kept = np.where(target < 0, 0, dy.astype(np.float64))
     position = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    expected = kept * (p.get().astype(np.float64) - (position == target))
-    for array in (p, moved(p.get())):
-        dx = up(np.full(shape, np.nan, dtype))
-        function.backward(xp, None, up(dy), up(target), array, out=SimpleNamespace(x=dx))
+    expected = kept * (softmax(wide, axis) - (position == target))
+    for place in (up, moved):
+        dx = place(np.full(shape, np.nan, dtype))
+        given = (up(dy), place(x), up(target), peak, total)
+        function.backward(xp, None, *given, out=SimpleNamespace(x=dx))
         close(dx, expected, dtype)
 
 
@@ -172,7 +176,8 @@ def test_one_launch_each_way():
     xp = namespace("f")
     launches(lambda: cross.forward(xp, x, t), 2)  # one of them checks the labels
     out = SimpleNamespace(x=up(np.empty((6, 10), np.float32)))
-    launches(lambda: cross.backward(xp, None, t.astype(np.float32), t, x, out=out), 1)
+    dy = t.astype(np.float32)
+    launches(lambda: cross.backward(xp, None, dy, x, t, dy, dy + 1, out=out), 1)
 
 
 @pytest.mark.parametrize("wrong", [5, -2, 2**40, -(2**40)])
@@ -192,7 +197,7 @@ def test_empty_batches():
     for function, _ in FUNCTIONS:
         assert forward(function, 1, up(np.zeros((0, 4), "f"))).shape == (0, 4)
     cross = twin(SoftmaxCrossEntropy.of(1))
-    loss, p = cross.forward(
+    results = cross.forward(
         namespace("f"), up(np.zeros((0, 4), "f")), up(np.zeros((0, 1), np.int64))
     )
-    assert (loss.shape, p.shape) == ((0, 1), (0, 4))
+    assert [a.shape for a in results] == [(0, 1)] * 3

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,19 +38,21 @@ def test_programs_in_the_docs_run(program, tmp_path, monkeypatch):
 NO_MODULES = {"distnn.launcher.worker", "distnn.launcher.start", "distnn.launcher.__main__"}
 
 
-def has_cupy():
-    try:
-        import cupy  # noqa: F401
-    except ImportError:
-        return False
-    return True
+# Modules that import a package which need not be there.
+OPTIONAL = {"distnn.cuda.": "cupy", "distnn.cpu.": "numba"}
+
+
+def importable(name):
+    return all(
+        package in sys.modules or importlib.util.find_spec(package) is not None
+        for prefix, package in OPTIONAL.items()
+        if name.startswith(prefix)
+    )
 
 
 def examples():
     names = ["distnn", *(m.name for m in pkgutil.walk_packages(distnn.__path__, "distnn."))]
-    if not has_cupy():
-        names = [name for name in names if not name.startswith("distnn.cuda.")]
-    for name in sorted(set(names) - NO_MODULES):
+    for name in sorted(filter(importable, set(names) - NO_MODULES)):
         module = importlib.import_module(name)
         for test in doctest.DocTestFinder(exclude_empty=True).find(module):
             if test.examples:

@@ -45,6 +45,7 @@ def test_it_tells_what_is_there():
         ("NumPy", np.__version__),
         ("BLAS of NumPy", ""),
         ("cores", "for this process"),
+        ("Numba", ""),
         ("NVIDIA driver", ""),
         ("CuPy", ""),
         ("mpi4py", ""),
@@ -81,6 +82,18 @@ def test_what_is_missing_comes_with_its_pip_command(monkeypatch, capsys):
         "pip install 'distnn[io]'",
     ):
         assert text in report
+
+
+def test_numba_is_described(monkeypatch):
+    monkeypatch.setattr("distnn.kernels.numba_problem", lambda: "Numba is not installed")
+    (line,) = [f for f in doctor._base() if f.name == "Numba"]
+    assert (line.text, line.good) == ("not installed", False)
+    assert "pip install 'distnn[cpu]'" in line.advice
+    monkeypatch.setattr("distnn.kernels.numba_problem", lambda: None)
+    monkeypatch.setattr("distnn.kernels.get_cpu_kernels", lambda: "numba")
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.68.1")
+    (line,) = [f for f in doctor._base() if f.name == "Numba"]
+    assert line.text == "0.68.1; functions on the CPU use Numba's kernels"
 
 
 def test_an_older_driver_gets_the_extra_that_it_can_run(monkeypatch, capsys):

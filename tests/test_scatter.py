@@ -65,6 +65,24 @@ def test_parts_are_the_data(transport, shuffle, equal, length, monkeypatch):
 
 
 @everywhere
+@pytest.mark.parametrize("dtype", [">f4", "f2", "c8", "bfloat16"])
+def test_every_dtype_of_numbers_travels(transport, dtype):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    whole = (np.arange(24) / 8).reshape(12, 2).astype(dtype)
+
+    def work():
+        comm = connected()
+        part = comm.scatter_data(whole if comm.rank == 0 else None)
+        assert part.dtype == whole.dtype
+        start = 12 * comm.rank // comm.size
+        np.testing.assert_array_equal(part, whole[start : start + len(part)])
+        assert len(part) >= 12 // comm.size
+
+    on_ranks(transport, work)
+
+
+@everywhere
 def test_an_array_and_a_list_come_back_as_such(transport):
     def work():
         comm = connected()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..dtypes import is_float, of_text, text_of
 from ..errors import ArgumentError, CommunicatorError
 from .header import Agreement, Schedule
 from .transport import Transport
@@ -58,7 +59,7 @@ def scatter_data(
     facts = everybodys[root]
     parts = []
     for number, (dtype, shape, lengths) in enumerate(facts["arrays"]):
-        part = np.empty((lengths[here], *shape), np.dtype(dtype))
+        part = np.empty((lengths[here], *shape), of_text(dtype))
         row = int(np.prod(shape)) * part.dtype.itemsize
         source = read[number] if here == root else None
         target = part.reshape(-1).view(np.uint8).reshape(lengths[here], row) if part.size else None
@@ -130,7 +131,8 @@ def _described(
         return facts, [lambda rank, i, j: parts[rank][i:j].reshape(j - i, 1)]
     arrays = data if isinstance(data, tuple) else (data,)
     for i, array in enumerate(arrays):
-        if not isinstance(array, np.ndarray) or not array.ndim or array.dtype.kind not in "biufc":
+        numbers = isinstance(array, np.ndarray) and array.ndim and _is_number(array.dtype)
+        if not numbers:
             what = type(array).__name__
             if isinstance(array, np.ndarray):
                 what = f"an array of shape {array.shape} and dtype {array.dtype}"
@@ -155,9 +157,13 @@ def _described(
 
     facts = {
         "kind": "tuple" if isinstance(data, tuple) else "array",
-        "arrays": [(array.dtype.str, array.shape[1:], lengths) for array in arrays],
+        "arrays": [(text_of(array.dtype), array.shape[1:], lengths) for array in arrays],
     }
     return facts, [reader(array) for array in arrays]
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuc" or is_float(dtype)
 
 
 def shares(

@@ -1,7 +1,7 @@
 """Formulas and solvers' rules as compiled loops: one pass over the arrays, nothing between them.
 
 A loop is written from the formula's syntax tree, as NumPy's and CUDA's kernels are. It rounds each
-operation as NumPy does; exp, tanh and sigmoid are those of mathematics.py. What a loop cannot do,
+operation as NumPy does; exp and its like are those of mathematics.py. What a loop cannot do,
 or NumPy does as fast, is left to NumPy: `run` and `evaluate` say whether they did it.
 """
 
@@ -53,9 +53,9 @@ _TEXTS = {
     "isinf": "T(1) if abs({0}) > T({largest}) else T(0)",
     "literal": "T({0})",
 }
-_OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "tanh", "sigmoid")}
+_OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "expm1", "log", "log1p", "tanh", "sigmoid")}
 # Operations that NumPy does in one pass over memory, as fast as a loop of ours.
-_ONE_PASS = {*_TEXTS, "tanh", "exp"} - {"where"}
+_ONE_PASS = {*_TEXTS, *_OF_FLOAT32} - {"where", "sigmoid"}
 
 # Elements from which on a loop goes to several threads, and of a part.
 _PARALLEL = 262_144

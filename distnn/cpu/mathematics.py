@@ -1,4 +1,4 @@
-"""exp, tanh and sigmoid of float32, of operations that vectorise; for use inside of kernels.
+"""exp, log, tanh and relatives of float32, of operations that vectorise; for use inside of kernels.
 
 Numba's own call a library for each element, unless its build has Intel's vector library; pip's has
 not. Errors are measured in tests/test_cpu_elementwise.py.
@@ -58,10 +58,8 @@ def _times_two_to(_: Any, value: Any, rounder: Any) -> Any:
 
 
 @numba.njit
-def exp(x):
-    """e^x of a float32 within 2 ulp: 2^n e^r with |r| <= log(2) / 2 (Cody & Waite 1980)."""
-    x = _F(-104.0) if x < _F(-104.0) else x
-    x = _F(89.0) if x > _F(89.0) else x  # infinity from there on; NaN stays
+def _reduced(x):
+    """Of a float32 x = n log(2) + r with |r| <= log(2) / 2: _ROUNDER + n, and e^r - 1."""
     rounder = multiply_add(x, _F(1.44269504088896341), _ROUNDER)
     n = rounder - _ROUNDER
     r = multiply_add(n, _F(-0.693359375), x)
@@ -72,8 +70,79 @@ def exp(x):
     p = multiply_add(p, r, _F(4.1665795894e-2))
     p = multiply_add(p, r, _F(1.6666665459e-1))
     p = multiply_add(p, r, _F(5.0000001201e-1))
-    p = multiply_add(p, r * r, r) + _F(1.0)
-    return _times_two_to(p, rounder)
+    return rounder, multiply_add(p, r * r, r)
+
+
+@numba.njit
+def _in_range(x):
+    """x, or the nearest number from -104 to 89, where e^x is 0 and infinity; NaN stays."""
+    x = _F(-104.0) if x < _F(-104.0) else x
+    return _F(89.0) if x > _F(89.0) else x
+
+
+@numba.njit
+def exp(x):
+    """e^x of a float32: 2^n e^r (Cody & Waite 1980)."""
+    rounder, less_one = _reduced(_in_range(x))
+    return _times_two_to(less_one + _F(1.0), rounder)
+
+
+@numba.njit
+def expm1(x):
+    """e^x - 1 of a float32: 2^n (e^r - 1) + (2^n - 1)."""
+    rounder, less_one = _reduced(_in_range(x))
+    power = _times_two_to(_F(1.0), rounder)
+    small = multiply_add(less_one, power, power - _F(1.0))
+    # 2^n may be no float where e^x is one.
+    return _times_two_to(less_one + _F(1.0), rounder) if x > _F(20.0) else small
+
+
+@intrinsic
+def _exponent(_: Any, x: Any) -> Any:
+    """The e of a positive, normal float32 x = 2^e m with m from sqrt(1/2) to sqrt(2), as float."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        # 0x3F3504F3 is sqrt(1/2): what lies between it and its double has exponent 0.
+        e = builder.ashr(builder.sub(bits, ir.Constant(word, 0x3F3504F3)), ir.Constant(word, 23))
+        return builder.sitofp(e, ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@numba.njit
+def log(x):
+    """Natural logarithm of a float32: e log(2) + log(m)."""
+    tiny = x < _F(1.1754944e-38)
+    normal = x * _F(8388608.0) if tiny else x
+    e = _exponent(normal)
+    m = _times_two_to(normal, _ROUNDER - e) - _F(1.0)
+    e = e - _F(23.0) if tiny else e
+    z = m * m
+    # Minimax polynomial of Cephes' logf.
+    p = multiply_add(_F(7.0376836292e-2), m, _F(-1.1514610310e-1))
+    p = multiply_add(p, m, _F(1.1676998740e-1))
+    p = multiply_add(p, m, _F(-1.2420140846e-1))
+    p = multiply_add(p, m, _F(1.4249322787e-1))
+    p = multiply_add(p, m, _F(-1.6668057665e-1))
+    p = multiply_add(p, m, _F(2.0000714765e-1))
+    p = multiply_add(p, m, _F(-2.4999993993e-1))
+    p = multiply_add(p, m, _F(3.3333331174e-1))
+    y = multiply_add(p, m * z, e * _F(-2.12194440e-4))
+    y = m + multiply_add(z, _F(-0.5), y)
+    y = multiply_add(e, _F(0.693359375), y)
+    y = x if x == _F(np.inf) else y
+    y = _F(-np.inf) if x == _F(0.0) else y
+    return y if x >= _F(0.0) else _F(np.nan)
+
+
+@numba.njit
+def log1p(x):
+    """log(1 + x) of a float32: the logarithm of the rounded sum, and what rounding took from it."""
+    whole = x + _F(1.0)
+    y = log(whole) + (x - (whole - _F(1.0))) / whole
+    return y if (whole > _F(0.0)) & (x < _F(np.inf)) else log(whole)
 
 
 @numba.njit

@@ -65,12 +65,14 @@ class LogSoftmax(_Softmax):
 class SoftmaxCrossEntropy(_Softmax):
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
         check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
-        loss, p = xp.empty(target.shape, x.dtype), xp.empty(x.shape, x.dtype)
-        _map(_cross_entropy, x, target, loss, p)
-        return loss, p
+        results = tuple(xp.empty(target.shape, x.dtype) for _ in range(3))
+        _map(_cross_entropy, x, target, *results)
+        return results
 
-    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
-        _map(_cross_entropy_gradient, p, target, dy, out.x)
+    def backward(
+        self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any
+    ) -> None:
+        _map(_cross_entropy_gradient, x, target, peak, total, dy, out.x)
 
 
 @numba.njit(error_model="numpy")
@@ -139,30 +141,26 @@ def _log_softmax_gradient(dy, y, dx):
 
 
 @_rows
-def _cross_entropy(x, target, loss, p):
+def _cross_entropy(x, target, loss, peak, total):
     for i in range(x.shape[0]):
         m = _largest(x, i)
-        total = 0.0
+        t = 0.0
         for k in range(x.shape[1]):
-            e = exp(x[i, k] - m)
-            p[i, k] = e
-            total += np.float64(e)
-        scale = np.float32(1 / total)
-        for k in range(x.shape[1]):
-            p[i, k] *= scale
+            t += np.float64(exp(x[i, k] - m))
         label = target[i, 0]
-        if label < 0:
-            loss[i, 0] = 0
-        else:
-            loss[i, 0] = math.log(total) - (np.float64(x[i, label]) - m)
+        loss[i, 0] = 0 if label < 0 else math.log(t) - (np.float64(x[i, label]) - m)
+        peak[i, 0] = m
+        total[i, 0] = t
 
 
 @_rows
-def _cross_entropy_gradient(p, target, dy, dx):
-    for i in range(p.shape[0]):
+def _cross_entropy_gradient(x, target, peak, total, dy, dx):
+    for i in range(x.shape[0]):
         label = target[i, 0]
+        m = peak[i, 0]
         d = np.float32(0) if label < 0 else dy[i, 0]
-        for k in range(p.shape[1]):
-            dx[i, k] = p[i, k] * d
-        if 0 <= label < p.shape[1]:
+        scale = d / total[i, 0]
+        for k in range(x.shape[1]):
+            dx[i, k] = exp(x[i, k] - m) * scale
+        if 0 <= label < x.shape[1]:
             dx[i, label] -= d

@@ -1,4 +1,4 @@
-"""Affine map on a GPU: one product of matrices, to which the bias is added where it is stored."""
+"""Affine map on a GPU: one product of matrices, with bias and relu where the result is stored."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ class Affine(Twin):
     """functions.affine.Affine."""
 
     def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
+        return self._product(xp, x, w, b, out, relu=False)
+
+    def relu(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
+        """relu(forward(...)) with the same bits; `forward` for plans that join the two."""
+        return self._product(xp, x, w, b, out, relu=True)
+
+    def _product(self, xp: Any, x: Any, w: Any, b: Any, out: Any, relu: bool) -> Any:
         batch = x.shape[: self.function.base_axis]
         if out is None:
             out = cupy.empty((*batch, *w.shape[1:]), x.dtype)
@@ -23,7 +30,7 @@ class Affine(Twin):
         multiply(
             x.reshape(rows, depth), w.reshape(depth, columns), out.reshape(rows, columns),
             tf32=x.dtype == np.float32 and xp.precision != "highest",
-            bias=None if b is None else b.reshape(columns),
+            bias=None if b is None else b.reshape(columns), relu=relu,
         )  # fmt: skip
         return out
 

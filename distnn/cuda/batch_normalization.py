@@ -161,7 +161,7 @@ def backward(
     out: Any,
 ) -> None:
     """What both twins with batch statistics do; y, where relu follows, lets dy through."""
-    need_z = y is not None and need.z
+    need_z = y is not None and getattr(need, "z", False)
     layout = Layout(function, x.shape)
     dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
     x = layout.turned(x)
@@ -203,6 +203,30 @@ class BatchNormalization(Twin):
             self.function, x, beta, gamma, *statistics, None, False, decay_rate, eps, out
         )
 
+    def relu(
+        self, xp: Any, x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, **options: Any
+    ) -> Any:
+        """`forward` and relu of its y, with the same bits; for plans that join the two."""
+        return self.add_relu(xp, x, beta, gamma, mean, variance, None, **options)
+
+    def add_relu(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        z: Any,
+        *,
+        decay_rate: float,
+        eps: float,
+        out: Any = None,
+    ) -> Any:
+        """`forward` and relu of y + z, with the same bits except in half precision."""
+        statistics = (mean, variance)
+        return forward(self.function, x, beta, gamma, *statistics, z, True, decay_rate, eps, out)
+
     def backward(
         self,
         xp: Any,
@@ -217,8 +241,29 @@ class BatchNormalization(Twin):
         *,
         out: Any,
     ) -> None:
+        self.relu_backward(
+            xp, need, dy, dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation,
+            y=None, out=out,
+        )  # fmt: skip
+
+    def relu_backward(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        centre: Any,
+        inverse_deviation: Any,
+        *,
+        y: Any,
+        out: Any,
+    ) -> None:
+        """`backward` of what relu, with the result y, lets through of dy, with the same bits."""
         outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, None, centre, inverse_deviation, out)
+        backward(self.function, need, *outer, x, gamma, y, centre, inverse_deviation, out)
 
 
 class FusedBatchNormalization(Twin):

@@ -1,7 +1,8 @@
-"""A bias added to an array that was computed without it, in place; one kernel."""
+"""What follows a product: a bias, and relu, in place; one kernel."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -22,39 +23,48 @@ extern "C" __global__ void {name}(T* y, const T* bias, long long rows, long long
     for (long long column = blockIdx.x * (long long)blockDim.x + threadIdx.x; column < columns;
          column += gridDim.x * (long long)blockDim.x) {{
       T* place = y + row * columns + column;
-      *place = (T)((Real)*place + (Real)bias[{index}]);
+      {value}
     }}
 }}
 """
 _INDEX = {"add_to_columns": "column", "add_to_planes": "row % lengths"}
+_SUM = "*place = (T)((Real)*place + (Real)bias[{index}]);"
+# As functions.relu: a NaN passes.
+_RELU_OF_SUM = """const Real sum = (Real)*place + (Real)bias[{index}];
+      *place = (T)(sum > 0 || sum != sum ? sum : (Real)0);"""
 
 
-def add_to_columns(y: Any, bias: Any) -> None:
-    """y[..., l] += bias[l], in place; l may be several axes, as many as bias has."""
-    _add("add_to_columns", y, bias, bias.size)
+def add_to_columns(y: Any, bias: Any, relu: bool = False) -> None:
+    """y[..., l] += bias[l], in place, and relu if wanted; l may be as many axes as bias has."""
+    _add("add_to_columns", y, bias, bias.size, relu)
 
 
-def add_to_planes(y: Any, bias: Any) -> None:
-    """y[n, c, ...] += bias[c], in place."""
-    _add("add_to_planes", y, bias, math.prod(y.shape[2:]))
+def add_to_planes(y: Any, bias: Any, relu: bool = False) -> None:
+    """y[n, c, ...] += bias[c], in place, and relu if wanted."""
+    _add("add_to_planes", y, bias, math.prod(y.shape[2:]), relu)
 
 
-def _add(name: str, y: Any, bias: Any, columns: int) -> None:
+def _add(name: str, y: Any, bias: Any, columns: int, relu: bool) -> None:
     if y.size == 0:
         return
     rows = y.size // columns
     grid = (-(-columns // _COLUMNS), min(-(-rows // _ROWS_OF_BLOCK), 65535))
-    kernel(name, _source(name, y.dtype.char))(
+    kernel(*_source(name, y.dtype.char, relu))(
         grid, (_COLUMNS, _ROWS), y, bias, np.int64(rows), np.int64(columns), np.int64(bias.size)
     )
 
 
-def _source(name: str, char: str) -> str:
-    return _ADD_BIAS.format(types=scalar_types(char), name=name, index=_INDEX[name])
+@functools.cache
+def _source(name: str, char: str, relu: bool) -> tuple[str, str]:
+    """Name and CUDA source."""
+    value = (_RELU_OF_SUM if relu else _SUM).format(index=_INDEX[name])
+    name += "_relu" * relu
+    return name, _ADD_BIAS.format(types=scalar_types(char), name=name, value=value)
 
 
 def sources() -> Iterator[tuple[str, str]]:
     """(name, CUDA source) of every kernel that can be made here."""
     for name in _INDEX:
         for char in FLOATS:
-            yield name, _source(name, char)
+            for relu in (False, True):
+                yield _source(name, char, relu)

@@ -1,4 +1,4 @@
-"""cuBLASLt, by NVIDIA's nvmath-python: products that add a bias where they store the result.
+"""cuBLASLt, by NVIDIA's nvmath-python: products with a bias and relu where the result is stored.
 
 A product is described once per thread, with the algorithm that the library recommends for it; then
 a call passes addresses only. Unlike cuBLAS as CuPy has it, it can be recorded in a CUDA graph.
@@ -52,12 +52,15 @@ def available() -> bool:
     return True
 
 
-def run(problem: Problem, a: int, b: int, out: int, bias: int = 0) -> bool:
+def run(problem: Problem, a: int, b: int, out: int, bias: int = 0, relu: bool = False) -> bool:
     """Queue a product on the current stream; a, b, out and bias are addresses on its device.
+
+    With `relu` the algorithm is that of the product without it, so the bits are those of relu of
+    its result.
 
     Returns: False where the library has no algorithm for it, and nothing was queued.
     """
-    plan = _plan(problem, a, b, out, bias)
+    plan = _plan(problem, a, b, out, bias, relu)
     if plan is None:
         return False
     library = _library()
@@ -79,24 +82,22 @@ def run(problem: Problem, a: int, b: int, out: int, bias: int = 0) -> bool:
 _local = threading.local()
 
 
-def _plan(problem: Problem, a: int, b: int, out: int, bias: int) -> _Plan | None:
+def _plan(problem: Problem, a: int, b: int, out: int, bias: int, relu: bool) -> _Plan | None:
     """The plan of this thread: the bias's address is part of a descriptor."""
     plans = vars(_local).setdefault("plans", {})
     aligned = not (a | b | out | bias) % _ALIGNMENT
-    key = (problem, bool(bias), aligned, cupy.cuda.runtime.getDevice())
+    key = (problem, bool(bias), relu, aligned, cupy.cuda.runtime.getDevice())
     if key not in plans:
-        plans[key] = _made(problem, bias, aligned, key[-1])
+        if relu:
+            plans[key] = _with_relu(_plan(problem, a, b, out, bias, False), problem, bias, key[-1])
+        else:
+            plans[key] = _made(problem, bias, aligned, key[-1])
     return plans[key]
 
 
 def _made(p: Problem, bias: int, aligned: bool, device: int) -> _Plan | None:
     library = _library()
-    product = library.matmul_desc_create(p.compute, _SCALE[p.compute == DOUBLE])
-    _set(product, "TRANSA", int(p.transpose_b))
-    _set(product, "TRANSB", int(p.transpose_a))
-    if bias:
-        _set(product, "EPILOGUE", int(library.Epilogue.BIAS))
-        _set(product, "BIAS_POINTER", bias)
+    product = _product(p, bias, "BIAS" if bias else "DEFAULT")
     layouts = (
         _layout(p.kind, p.m, p.k, p.lda, p.transpose_a, p.batch, p.stride_a),
         _layout(p.kind, p.k, p.n, p.ldb, p.transpose_b, p.batch, p.stride_b),
@@ -120,6 +121,37 @@ def _made(p: Problem, bias: int, aligned: bool, device: int) -> _Plan | None:
         logger.info("cuBLASLt has no algorithm for %s: cuBLAS computes it", p)
         return None
     return _Plan(product, *layouts, found["algo"], int(found["workspace_size"][0]))
+
+
+def _with_relu(plain: _Plan | None, p: Problem, bias: int, device: int) -> _Plan | None:
+    """`plain` with relu, by the same algorithm; None where that cannot do it."""
+    if plain is None:
+        return None
+    library = _library()
+    product = _product(p, bias, "RELU_BIAS" if bias else "RELU")
+    found = np.zeros(1, library.matmul_heuristic_result_dtype)
+    try:
+        library.matmul_algo_check(
+            _handle(device), product, plain.b, plain.a, plain.out, plain.out,
+            plain.algorithm.ctypes.data, found.ctypes.data,
+        )  # fmt: skip
+    except library.cuBLASLtError as error:
+        logger.info("cuBLASLt's algorithm for %s has no relu (%s): a kernel computes it", p, error)
+        return None
+    workspace = int(found["workspace_size"][0])
+    return plain._replace(product=product, workspace=workspace)
+
+
+def _product(p: Problem, bias: int, epilogue: str) -> int:
+    """The descriptor of a product and of what follows it."""
+    library = _library()
+    product = library.matmul_desc_create(p.compute, _SCALE[p.compute == DOUBLE])
+    _set(product, "TRANSA", int(p.transpose_b))
+    _set(product, "TRANSB", int(p.transpose_a))
+    _set(product, "EPILOGUE", int(library.Epilogue[epilogue]))
+    if bias:
+        _set(product, "BIAS_POINTER", bias)
+    return product
 
 
 _SCALE = {False: 0, True: 1}  # cudaDataType: float32, float64

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..formula import Formula
-from ..formula_chain import Chain
+from ..formula_chain import Chain, Link
 from .formula_source import DeviceCode, chain_code, common_dtype, formula_code
 from .kernels import FLOATS, THREADS, TYPES, Kernel, blocks_for, kernel
 from .layout import HELD, ONE, ROWS, SAME, STRIDED, layout
@@ -257,10 +257,20 @@ def contiguous_source(formula: Formula, dtypes: Sequence[np.dtype], out: np.dtyp
 
 
 def sources() -> Iterator[tuple[str, str]]:
-    """(name, CUDA source) of the kernels of a sum, for all dtypes and every kind of layout."""
+    """(name, CUDA source) of the kernels of a sum, for all dtypes and every kind of layout.
+
+    And of a chain, for all dtypes.
+    """
     single = FLOATS["f"]
     for dtypes in itertools.product(FLOATS.values(), repeat=3):
         yield _name(_SUM), contiguous_source(_SUM, dtypes[:2], dtypes[2])
+    links = [Link("s", _SUM.tree), Link("t", Formula("exp(s) * k", ("s",), ("k",)).tree)]
+    for dtype in FLOATS.values():
+        for outputs in (("t",), ("s", "t")):
+            chain = Chain(links, ("a", "b"), ("k",), outputs)
+            pack = pack_length((dtype,) * 3)
+            form = _Form((dtype,) * 2, dtype, (SAME, ROWS), 2, pack, "unsigned int", len(outputs))
+            yield _name(chain), _source(chain, form)
     for kinds in itertools.product((SAME, ONE, ROWS, HELD, STRIDED), repeat=2):
         for axes, index_type in ((2, "unsigned int"), (4, "unsigned long long")):
             for pack in (1,) if STRIDED in kinds else (1, 4):

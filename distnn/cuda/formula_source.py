@@ -22,7 +22,8 @@ from .kernels import FLOATS, TYPES
 
 # CUDA C++ of each operation, by NumPy's name. {name} is that name, {f} the suffix of functions of
 # floats; operands are names or constants. Comparisons give 1 and 0; maximum and minimum pass a NaN
-# on, as NumPy's do.
+# on, as NumPy's do. Of equal numbers maximum takes the second, as NumPy's does: relu(-0.0) is 0.0,
+# so relu before a result is rounded gives the bits of relu after it.
 _TEXTS = {
     "add": "{0} + {1}",
     "subtract": "{0} - {1}",
@@ -39,7 +40,7 @@ _TEXTS = {
     "equal": "(T)({0} == {1})",
     "not_equal": "(T)({0} != {1})",
     "where": "{0} != 0 ? {1} : {2}",
-    "maximum": "{0} >= {1} || {0} != {0} ? {0} : {1}",
+    "maximum": "{0} > {1} || {0} != {0} ? {0} : {1}",
     "minimum": "{0} <= {1} || {0} != {0} ? {0} : {1}",
     "logical_and": "(T)({0} != 0 && {1} != 0)",
     "logical_or": "(T)({0} != 0 || {1} != 0)",

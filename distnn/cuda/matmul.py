@@ -7,6 +7,7 @@ strides allow, and an operand that is broadcast is read again instead of being r
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -14,13 +15,25 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
+from ..formula import Formula
 from . import cublas, cublaslt, gemm
 from .bias import add_to_columns
+from .elementwise import evaluate
 
 _LARGEST = 2**31 - 1  # lengths and strides within a matrix are int in the library
 _FLOAT = np.dtype(np.float32)
 
+_RELU = Formula("maximum(y, 0)", ("y",), ())
+
 Ints = tuple[int, ...]
+
+
+class Done(enum.IntEnum):
+    """How far a library went in product, bias and relu."""
+
+    PRODUCT = 0
+    BIAS = 1  # or there is none
+    RELU = 2
 
 
 class _Plan(NamedTuple):
@@ -50,7 +63,13 @@ def matmul(a: Any, b: Any, out: Any = None, precision: str = "highest") -> Any:
 
 
 def multiply(
-    a: Any, b: Any, out: Any, tf32: bool, accumulate: bool = False, bias: Any = None
+    a: Any,
+    b: Any,
+    out: Any,
+    tf32: bool,
+    accumulate: bool = False,
+    bias: Any = None,
+    relu: bool = False,
 ) -> Any:
     """matmul into `out`, whose dtype may be float32 for inputs in half precision.
 
@@ -58,22 +77,26 @@ def multiply(
         tf32: compute float32 on tensor cores.
         accumulate: add the product to what `out` holds.
         bias: (N,), added to each row; out has to be C-contiguous then.
+        relu: apply relu at last, to the bits of relu of the product without it.
     """
     if out.size == 0:
         return out
     if a.size:
-        added = _multiply(a, b, out, tf32, accumulate, bias)
+        done = _multiply(a, b, out, tf32, accumulate, bias, relu)
     else:
-        added = False
+        done = Done.PRODUCT
         if not accumulate:
             out.fill(0)
-    if bias is not None and not added:
-        add_to_columns(out, bias)
+    if bias is not None and done < Done.BIAS:
+        add_to_columns(out, bias, relu)
+    elif relu and done < Done.RELU:
+        evaluate(_RELU, {"y": out}, {}, out)
     return out
 
 
-def _multiply(a: Any, b: Any, out: Any, tf32: bool, accumulate: bool, bias: Any) -> bool:
-    """True if the bias was added too."""
+def _multiply(
+    a: Any, b: Any, out: Any, tf32: bool, accumulate: bool, bias: Any, relu: bool
+) -> Done:
     plan = _plan(
         a.shape, a.strides, b.shape, b.strides, out.shape, out.strides,
         a.dtype, out.dtype, tf32, accumulate,
@@ -81,31 +104,34 @@ def _multiply(a: Any, b: Any, out: Any, tf32: bool, accumulate: bool, bias: Any)
     if plan.problem is not None:
         pointers = a.data.ptr, b.data.ptr, out.data.ptr
         bias_pointer = 0 if bias is None else bias.data.ptr
-        added = True
+        done = Done.RELU
         for offset in plan.offsets:
             at_a, at_b, at_out = map(int.__add__, pointers, offset)
-            added &= _run(plan.problem, at_a, at_b, at_out, bias_pointer)
-        return added
+            done = min(done, _run(plan.problem, at_a, at_b, at_out, bias_pointer, relu))
+        return done
     if plan.swapped:
         a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
-        _multiply(a, b, out, tf32, accumulate, None)
-        return False
+        _multiply(a, b, out, tf32, accumulate, None, False)
+        return Done.PRODUCT
     a, b, target = (
         cupy.ascontiguousarray(x) if copied else x
         for x, copied in zip((a, b, out), plan.copied, strict=True)
     )
-    added = _multiply(a, b, target, tf32, accumulate, bias)
+    done = _multiply(a, b, target, tf32, accumulate, bias, relu)
     if target is not out:
         out[...] = target
-    return added
+    return done
 
 
-def _run(problem: gemm.Problem, a: int, b: int, out: int, bias: int) -> bool:
-    """Queue a product of matrices at these addresses. True if the bias was added too."""
-    if cublaslt.available() and cublaslt.run(problem, a, b, out, bias):
-        return True
+def _run(problem: gemm.Problem, a: int, b: int, out: int, bias: int, relu: bool) -> Done:
+    """Queue a product of matrices at these addresses, with what may follow it."""
+    if cublaslt.available():
+        if relu and cublaslt.run(problem, a, b, out, bias, relu=True):
+            return Done.RELU
+        if cublaslt.run(problem, a, b, out, bias):
+            return Done.BIAS
     cublas.run(problem, a, b, out)
-    return False
+    return Done.PRODUCT
 
 
 @functools.lru_cache(maxsize=16384)

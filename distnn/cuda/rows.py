@@ -8,8 +8,8 @@ A map is written as C++: a struct of N lanes that derives from Map<N, State> and
 `reduces`, begin(row), load(i), add(state, items, from, to) for some of the lanes, finish(state,
 row, base, apart, chosen), called once with `chosen` for each row, whose elements lie `apart` from
 `base` on, and store(i, position, step, items, states, apart), where lane l is at position + l step
-of its row, whose state is states[l apart]. `join(threads, states)` makes one State of those that
-the threads of a row have.
+of its row, whose state is states[l apart]. With `stores` false a map has results of rows only.
+`join(threads, states)` makes one State of those that the threads of a row have.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ __device__ void map_rows(const Map& map, long long rows, long long length, int s
       join(team, states);
       map.finish(states[0], row, base, 1, member == 0 && row < rows);
     }}
+    if (!Map::stores) continue;
     #pragma unroll
     for (int k = 0; k < K; ++k)
       if (first + k * stride < end)
@@ -157,6 +158,7 @@ __device__ void map_columns(const Map& map, long long a, long long c, long long 
       for (int l = 0; l < lanes; ++l)
         map.finish(states[l], outer * b + column + l, base + l, b, active && y == 0);
     }}
+    if (!Map::stores) continue;
     for (long long i = y; i < end; i += batch * height) {{
       typename Map::Items items[batch];
       #pragma unroll
@@ -174,6 +176,7 @@ __device__ void map_columns(const Map& map, long long a, long long c, long long 
 template <int N, class Of> struct Map {{
   typedef Of State;
   static const int lanes = N;
+  static const bool stores = true;
   bool whole;
   __device__ Pack<T, N> get(const T* x, long long i) const {{ return read<T, N>(x + i, whole); }}
   __device__ void put(T* y, long long i, const Pack<T, N>& pack) const {{

@@ -11,6 +11,7 @@ import numpy as np
 from ..functions.softmax import check_labels
 from ..twin import Twin
 from . import softmax_kernels as kernels
+from .kernels import computing
 
 
 def _blocks(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
@@ -53,16 +54,20 @@ class SoftmaxCrossEntropy(Twin):
     """softmax.SoftmaxCrossEntropy. Labels out of range are reported, and not followed."""
 
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        classes = x.shape[self.function.axis]
+        classes, dtype = x.shape[self.function.axis], x.dtype.char
         check_labels("softmax_cross_entropy", xp, target, classes)
-        loss, p = cupy.empty(target.shape, x.dtype), cupy.empty_like(x)
+        loss, peak = (cupy.empty(target.shape, x.dtype) for _ in range(2))
+        total = cupy.empty(target.shape, computing(dtype))
         if x.size:
             blocks = _blocks(x.shape, self.function.axis)
-            arrays = (x, p, target, loss, np.int64(classes))
-            kernels.CROSS_ENTROPY.run(x.dtype.char, blocks, *arrays)
-        return loss, p
+            arrays = (x, target, loss, peak, total, np.int64(classes))
+            kernels.CROSS_ENTROPY.run(dtype, blocks, *arrays)
+        return loss, peak, total
 
-    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
-        if p.size:
-            blocks = _blocks(p.shape, self.function.axis)
-            kernels.CROSS_ENTROPY_GRADIENT.run(p.dtype.char, blocks, p, dy, target, out.x)
+    def backward(
+        self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any
+    ) -> None:
+        if x.size:
+            blocks = _blocks(x.shape, self.function.axis)
+            arrays = (x, dy, target, peak, total, out.x)
+            kernels.CROSS_ENTROPY_GRADIENT.run(x.dtype.char, blocks, *arrays)

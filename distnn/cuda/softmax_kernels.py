@@ -22,9 +22,9 @@ struct Sum {
   static __device__ Sum empty() { return Sum{0}; }
 };
 struct Label {
-  W dy;
+  W peak, dy, scale;
   long long target;
-  static __device__ Label empty() { return Label{0, -1}; }
+  static __device__ Label empty() { return Label{0, 0, 0, -1}; }
 };
 template <int M, class Threads>
 __device__ void join(const Threads& threads, Exponentials (&states)[M]) {
@@ -115,24 +115,28 @@ template <int N> struct LogSoftmax : OfScores<N> {
 """
 )
 _CROSS_ENTROPY = (
-    _SOFTMAX
+    _STATES
     + """
-template <int N> struct CrossEntropy : Softmax<N> {
+template <int N> struct CrossEntropy : OfScores<N> {
+  static const bool stores = false;
   const long long* target;
-  T* loss;
+  T *loss, *peak;
+  W* total;
   long long classes;
   __device__ void finish(Exponentials& state, long long row, long long base, long long apart,
                          bool chosen) const {
-    if (chosen) {
-      const long long label = target[row];
-      W found = 0;
-      // A label out of range is reported elsewhere; here it must not be followed.
-      if (label >= 0 && label < classes)
-        found = logarithm(state.sum) - (Number<T>::up(this->x[base + label * apart]) - state.peak);
-      loss[row] = Number<T>::down(found);
-    }
-    state.sum = 1 / state.sum;
+    if (!chosen) return;
+    const long long label = target[row];
+    W found = 0;
+    // A label out of range is reported elsewhere; here it must not be followed.
+    if (label >= 0 && label < classes)
+      found = logarithm(state.sum) - (Number<T>::up(this->x[base + label * apart]) - state.peak);
+    loss[row] = Number<T>::down(found);
+    peak[row] = Number<T>::down(state.peak);
+    total[row] = state.sum;
   }
+  __device__ void store(long long, long long, int, const Pack<T, N>&, const Exponentials*,
+                        int) const {}
 };
 """
 )
@@ -169,14 +173,17 @@ _CROSS_ENTROPY_GRADIENT = (
 template <int N> struct CrossEntropyGradient : Map<N, Label> {
   typedef Pack<T, N> Items;
   static const bool reduces = false;
-  const T *p, *dy;
+  const T *x, *dy;
   const long long* target;
+  const T* peak;
+  const W* total;
   T* dx;
   __device__ Label begin(long long row) const {
     const long long label = target[row];
-    return Label{label < 0 ? (W)0 : Number<T>::up(dy[row]), label};
+    const W passed = label < 0 ? (W)0 : Number<T>::up(dy[row]);
+    return Label{Number<T>::up(peak[row]), passed, passed / total[row], label};
   }
-  __device__ Items load(long long i) const { return this->get(p, i); }
+  __device__ Items load(long long i) const { return this->get(x, i); }
   __device__ void add(Label&, const Items&, int, int) const {}
   __device__ void finish(Label&, long long, long long, long long, bool) const {}
   __device__ void store(long long i, long long position, int step, const Items& items,
@@ -184,7 +191,7 @@ template <int N> struct CrossEntropyGradient : Map<N, Label> {
     Pack<T, N> result;
     for (int l = 0; l < N; ++l) {
       const Label& state = states[l * apart];
-      W value = Number<T>::up(items.element[l]) * state.dy;
+      W value = exponential(Number<T>::up(items.element[l]) - state.peak) * state.scale;
       if (position + l * step == state.target) value = value - state.dy;
       result.element[l] = Number<T>::down(value);
     }
@@ -201,9 +208,12 @@ CROSS_ENTROPY = RowMap(
     "cross_entropy",
     "CrossEntropy",
     _CROSS_ENTROPY,
-    (*_SCORES, ("target", "const long long* "), ("loss", "T* "), ("classes", "long long ")),
-    ("x", "y"),
-)
+    (
+        ("x", "const T* "), ("target", "const long long* "), ("loss", "T* "), ("peak", "T* "),
+        ("total", "W* "), ("classes", "long long "),
+    ),
+    ("x",),
+)  # fmt: skip
 _GRADIENTS = (("y", "const T* "), ("dy", "const T* "), ("dx", "T* "))
 SOFTMAX_GRADIENT = RowMap(
     "softmax_gradient",
@@ -224,9 +234,12 @@ CROSS_ENTROPY_GRADIENT = RowMap(
     "cross_entropy_gradient",
     "CrossEntropyGradient",
     _CROSS_ENTROPY_GRADIENT,
-    (("p", "const T* "), ("dy", "const T* "), ("target", "const long long* "), ("dx", "T* ")),
-    ("p", "dx"),
-)
+    (
+        ("x", "const T* "), ("dy", "const T* "), ("target", "const long long* "),
+        ("peak", "const T* "), ("total", "const W* "), ("dx", "T* "),
+    ),
+    ("x", "dx"),
+)  # fmt: skip
 _ALL = (
     SOFTMAX, LOG_SOFTMAX, CROSS_ENTROPY, SOFTMAX_GRADIENT, LOG_SOFTMAX_GRADIENT,
     CROSS_ENTROPY_GRADIENT,

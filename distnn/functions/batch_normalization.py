@@ -13,6 +13,7 @@ from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from .channels import Channels
+from .precision import wide
 from .shapes import axes_of, number, shape_of
 
 
@@ -53,11 +54,6 @@ class Normalization(Function, by_signature=False):
 
     def grad_beta(self, xp: Any, dy: Any) -> Any:
         return xp.sum(dy, self.summed(len(dy.shape)), True)
-
-
-def wide(dtype: np.dtype) -> np.dtype:
-    """The dtype of exact statistics: float32 for half precision."""
-    return np.promote_types(dtype, np.float32)
 
 
 @dataclass(frozen=True)

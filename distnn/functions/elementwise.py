@@ -41,7 +41,7 @@ class Elementwise(Function, by_signature=False):
         output: str = "y",
         gradients: dict[str, Formula] | None = None,
     ) -> None:
-        self._formula = formula
+        self._formula = formula  # with the underscore it is no argument of the function
         self._inputs = tuple(inputs)
         outer = "d" + output
         rules = {}
@@ -69,7 +69,12 @@ class Elementwise(Function, by_signature=False):
             numbers = {n: values[n] for n in gradient.numbers}
             return xp.call(function(), *arrays, **numbers)
 
-        return Rule((*gradient.arrays, *gradient.numbers), compute, False)
+        return Rule((*gradient.arrays, *gradient.numbers), compute, gradient)
+
+    @property
+    def formula(self) -> Formula:
+        """Of the output, over names of the inputs and operands."""
+        return self._formula
 
     def key(self) -> tuple:
         return (self,)

@@ -8,6 +8,7 @@ from typing import Any
 from ..calling import function_api
 from ..errors import ShapeError
 from ..function import Function, Spec
+from .precision import wide
 from .shapes import axis_of, shape_of
 
 
@@ -113,37 +114,46 @@ class SoftmaxCrossEntropy(Function):
 
     axis: int
 
+    # Two numbers a row, of which backward makes softmax again: cheaper than to keep it.
     indices = ("target",)
-    saved = ("p",)
+    saved = ("peak", "total")
     cuda = "softmax.SoftmaxCrossEntropy"
     cpu = "softmax.SoftmaxCrossEntropy"
 
-    def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec]:
+    def setup(self, x: Spec, target: Spec) -> tuple[Spec, Spec, Spec]:
         shape = (*x.shape[: self.axis], 1, *x.shape[self.axis + 1 :])
         if target.shape != shape:
             raise ShapeError(
                 f"[softmax_cross_entropy] target has shape {target.shape} but x {x.shape} with "
                 f"axis {self.axis} needs {shape}: class numbers, one for each row of x"
             )
-        return Spec(shape, x.dtype), Spec(x.shape, x.dtype)
+        return Spec(shape, x.dtype), Spec(shape, x.dtype), Spec(shape, wide(x.dtype))
 
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
         check_labels("softmax_cross_entropy", xp, target, x.shape[self.axis])
-        y = LogSoftmax.of(self.axis).forward(xp, x)
+        peak = x.max(self.axis, keepdims=True, initial=-xp.inf)
+        y = xp.subtract(x, peak, dtype=wide(x.dtype))
         picked = xp.take_along_axis(y, xp.maximum(target, 0), self.axis)
-        loss = xp.where(target < 0, picked.dtype.type(0), -picked)
-        return loss, xp.exp(y, out=y)
+        total = xp.sum(xp.exp(y, out=y), self.axis, True)
+        return xp.where(target < 0, total.dtype.type(0), xp.log(total) - picked), peak, total
 
     def grad_x(self, xp: Any, dy: Any, x: Any, target: Any, x_shape: Any) -> Any:
         hot = xp.call(OneHotLike.of(self.axis, x_shape[self.axis]), target)
         # The sum of hot along the axis is 0 for ignored labels and 1 for others.
         return dy * (xp.call(Softmax.of(self.axis), x) * xp.sum(hot, self.axis, True) - hot)
 
-    def backward(self, xp: Any, need: Any, dy: Any, target: Any, p: Any, *, out: Any) -> None:
-        dy = xp.where(target < 0, dy.dtype.type(0), dy)
-        dx = xp.multiply(p, dy, out=out.x)
+    def backward(
+        self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any
+    ) -> None:
+        exact = total.dtype
+        dy = xp.where(target < 0, exact.type(0), dy)
+        dx = xp.subtract(x, peak, out=out.x if x.dtype == exact else None, dtype=exact)
+        xp.exp(dx, out=dx)
+        dx *= dy / total
         index = xp.maximum(target, 0)
         xp.put_along_axis(dx, index, xp.take_along_axis(dx, index, self.axis) - dy, self.axis)
+        if dx is not out.x:
+            out.x[...] = dx
 
 
 def check_labels(function: str, xp: Any, t: Any, classes: int) -> None:

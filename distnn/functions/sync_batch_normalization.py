@@ -30,9 +30,9 @@ from .batch_normalization import (
     gradient_sums,
     input_gradient,
     scale_and_shift,
-    wide,
 )
 from .channels import Channels
+from .precision import wide
 
 if TYPE_CHECKING:
     from ..communicators.communicator import MultiProcessDataParallelCommunicator

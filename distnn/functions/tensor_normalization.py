@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..function import Function, Spec
 from ..threads import parallel_for
-from .batch_normalization import wide
+from .precision import wide
 
 # Elements of a part: with a few temporaries in float32 it stays in a 1 MB cache.
 _PART = 65536
@@ -35,6 +35,7 @@ class TensorNormalization(Function):
     outputs = ("y", "mean", "variance")
     saved = ("centre", "inverse_deviation")  # float32 in half precision
     cuda = "tensor_normalization.TensorNormalization"
+    cpu = "tensor_normalization.TensorNormalization"
 
     @property
     def name(self) -> str:

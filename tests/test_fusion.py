@@ -1,0 +1,238 @@
+"""Chains of elementwise functions: found where they should be, and with the bits of the walk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import distnn as nn
+import distnn.functions as F
+import distnn.parametric_functions as PF
+from distnn import fusion, program
+from distnn.backend import cpu_backend
+from distnn.context import Context, context_scope, current_backend
+from distnn.formula import Formula
+from distnn.formula_chain import Chain, Link, renamed
+
+UNARY = [
+    F.tanh,
+    F.sigmoid,
+    F.relu,
+    F.exp,
+    F.sin,
+    lambda x: F.leaky_relu(x, alpha=0.3),
+    lambda x: x * 1.25,
+    lambda x: 0.5 - x,
+    lambda x: F.greater_scalar(x, 0.1),
+    lambda x: F.elu(x, alpha=1.5),
+]
+BINARY = [F.add2, F.sub2, F.mul2, F.maximum2, lambda a, b: a / (F.abs(b) + 2)]
+
+
+def random_graph(seed, shape):
+    """Leaves and a loss of some twenty elementwise functions over them, with broadcasting."""
+    rng = np.random.RandomState(seed)
+    leaves = []
+    for s in (
+        shape,
+        shape,
+        tuple(1 if i == 0 else n for i, n in enumerate(shape)),
+        (1,) * len(shape),
+    ):
+        leaf = nn.Variable(s, need_grad=True)
+        leaf.d = rng.uniform(-1, 1, s).astype(np.float32)
+        leaves.append(leaf)
+    values = [leaves[0]]
+    for _ in range(20):
+        a = values[rng.randint(max(0, len(values) - 3), len(values))]
+        if rng.rand() < 0.6:
+            values.append(UNARY[rng.randint(len(UNARY))](a))
+        else:
+            b = [*leaves, *values][rng.randint(len(leaves) + len(values))]
+            values.append(BINARY[rng.randint(len(BINARY))](a, b))
+        if rng.rand() < 0.1:
+            values[-1].persistent = True
+    return leaves, values, F.sum(values[-1] + values[rng.randint(len(values))])
+
+
+def nothing(function):
+    pass
+
+
+def bits(leaves, values, loss, walk, flags):
+    """What the second run of forward and backward leaves behind."""
+    hook = {"function_pre_hook": nothing} if walk else {}
+    for leaf in leaves:
+        leaf.grad.zero()
+    for _ in range(2):
+        loss.forward(**flags, **hook)
+        # What was computed and not freed; `.d` of all of it would keep it from being freed.
+        seen = [v.data.get_data("r").copy() for v in values if v.data._storage.array is not None]
+        if not flags.get("clear_buffer"):
+            loss.backward(clear_buffer=True, **hook)
+    grads = [leaf.grad.get_data("r").copy() for leaf in leaves]
+    return [loss.d.copy(), *seen, *grads]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 40, 1024), ()], ids=str)
+@pytest.mark.parametrize("type_config", ["float", "half", "double"])
+@pytest.mark.parametrize(
+    "flags", [{}, {"clear_no_need_grad": True}, {"clear_buffer": True}], ids=["", "train", "infer"]
+)
+def test_random_graphs_have_the_bits_of_the_walk(shape, type_config, flags):
+    present = nn.get_current_context()
+    name = present.backend[0].partition(":")[0]
+    context = Context([f"{name}:{type_config}"], present.array_class, present.device_id)
+    for seed in range(6):
+        with context_scope(context):
+            graph = random_graph(seed, shape)
+            expected = bits(*graph, True, flags)
+            found = bits(*graph, False, flags)
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def chains(monkeypatch):
+    """The chains that are evaluated."""
+    found = []
+    namespace = type(current_backend().xp)
+    evaluate = namespace.evaluate_chain
+    monkeypatch.setattr(
+        namespace,
+        "evaluate_chain",
+        lambda self, chain, *rest: found.append(chain) or evaluate(self, chain, *rest),
+    )
+    return found
+
+
+@pytest.mark.skipif(not current_backend().chains_formulas, reason="these kernels chain nothing")
+def test_neighbours_are_one_chain_and_what_is_between_them_is_not_stored(chains):
+    x = nn.Variable((2, 3), need_grad=True)
+    x.d = np.linspace(-1, 1, 6).reshape(2, 3)
+    h = x * 2.0
+    y = F.tanh(h + 1.0)
+    loss = F.sum(y * y)
+    for _ in range(2):
+        loss.forward(clear_no_need_grad=True)
+        x.grad.zero()
+        loss.backward(clear_buffer=True)
+    forward, backward = chains
+    # The product and the sum in the middle are read by nobody else, nor by a gradient.
+    assert [len(c.links) for c in (forward, backward)] == [4, 3]
+    assert (len(forward.arrays), len(forward.outputs), len(forward.numbers)) == (1, 2, 2)
+    assert (len(backward.arrays), len(backward.outputs)) == (2, 1)
+    t = np.tanh(2 * x.d.astype(np.float64) + 1)
+    np.testing.assert_allclose(loss.d, (t * t).sum(), rtol=1e-6)
+    np.testing.assert_allclose(x.g, 2 * t * (1 - t * t) * 2, rtol=1e-5)
+
+
+def test_functions_of_other_shapes_and_with_hooks_are_not_in_chains(chains):
+    x = nn.Variable((2, 3))
+    x.d = 1
+    y = F.exp(F.sum(F.exp(x), axis=1))
+    for _ in range(3):
+        y.forward(clear_buffer=True)
+    z = F.exp(F.exp(x))
+    for _ in range(3):
+        z.forward(clear_buffer=True, function_pre_hook=nothing)
+    assert not chains
+
+
+def test_a_network_with_chains_and_batch_normalization_trains_as_the_walk_does():
+    def train(walk):
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        hook = {"function_pre_hook": nothing} if walk else {}
+        x = nn.Variable((4, 3, 6, 6))
+        h = PF.batch_normalization(PF.convolution(x, 5, (3, 3), pad=(1, 1), name="a"), name="a")
+        h = F.swish(h) + F.relu(PF.convolution(x, 5, (1, 1), name="b")) * 0.5
+        loss = F.mean((F.sigmoid(h) - 0.5) ** 2.0)
+        rng = np.random.RandomState(3)
+        losses = []
+        for _ in range(3):
+            x.d = rng.randn(*x.shape).astype(np.float32)
+            loss.forward(clear_no_need_grad=True, **hook)
+            for p in nn.get_parameters().values():
+                p.grad.zero()
+            loss.backward(clear_buffer=True, **hook)
+            for p in nn.get_parameters().values():
+                p.data.copy_from(p.data - p.grad * 0.5)
+            losses.append(float(loss.d))
+        return losses, [p.d.copy() for p in nn.get_parameters(grad_only=False).values()]
+
+    expected, found = train(True), train(False)
+    assert found[0] == expected[0]
+    for a, b in zip(found[1], expected[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("type_config", ["float", "half"])
+@pytest.mark.parametrize("flags", [{"clear_no_need_grad": True}, {"clear_buffer": True}])
+def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatch):
+    fused = []
+    find = program.fused_forward
+    monkeypatch.setattr(program, "fused_forward", lambda *a: fused.append(find(*a)) or fused[-1])
+    returned = []
+    find_back = program.fused_backward
+    monkeypatch.setattr(
+        program, "fused_backward", lambda *a: returned.append(find_back(*a)) or returned[-1]
+    )
+    present = nn.get_current_context()
+    name = present.backend[0].partition(":")[0]
+
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x = nn.Variable((6, 4, 3, 5), need_grad=True)
+        x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
+        a = F.relu(PF.batch_normalization(x, name="a"))
+        b = F.relu(PF.batch_normalization(a * 2.0, name="b") + a)
+        c = F.relu(PF.batch_normalization(b, name="c"))
+        d = F.relu(PF.affine(c, 7, name="d"))
+        e = PF.affine(d, 7, name="e")  # not joined: somebody else reads it
+        loss = F.mean(F.relu(e) + F.relu(PF.affine(d, 7, name="f")) + e)
+        return [x], [a, b, c, d, e], loss
+
+    with context_scope(Context([f"{name}:{type_config}"], present.array_class)):
+        expected = bits(*network(), True, flags)
+        statistics = [p.d.copy() for p in nn.get_parameters(grad_only=False).values()]
+        found = bits(*network(), False, flags)
+    for p, expected_value in zip(
+        nn.get_parameters(grad_only=False).values(), statistics, strict=True
+    ):
+        np.testing.assert_array_equal(p.d, expected_value)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    methods = [step.method for step in fused[0] if isinstance(step, fusion.FusedRelu)]
+    joined = [s for found in returned for s in found if isinstance(s, fusion.FusedReluBackward)]
+    if name == "cpu":
+        assert not methods
+        assert not joined
+    else:
+        # Of a and of c; between b and its normalization stands a sum.
+        assert len(joined) == 2 * ("clear_no_need_grad" in flags)
+        middle = ["add_relu"] if type_config == "float" else []
+        assert methods == ["relu", *middle, "relu", "relu", "relu"]
+
+
+@pytest.mark.parametrize("size", [7, 100_000])
+def test_a_chain_by_its_definition(size):
+    rng = np.random.RandomState(0)
+    a, b = (rng.uniform(0.5, 2, (size, 2)).astype(np.float32) for _ in range(2))
+    links = [
+        Link(
+            "s", renamed(Formula("x + k * y", ("x", "y"), ("k",)), {"x": "a", "y": "b", "k": "n"})
+        ),
+        Link("t", renamed(Formula("where(x > y, 1, 0)", ("x", "y"), ()), {"x": "s", "y": "b"})),
+        Link("u", renamed(Formula("exp(x) - y", ("x", "y"), ()), {"x": "s", "y": "t"})),
+    ]
+    chain = Chain(links, ("a", "b"), ("n",), ("u", "s"))
+    outs = [np.empty_like(a), np.empty_like(a)]
+    cpu_backend("float").xp.evaluate_chain(chain, [a, b], [-0.75], outs)
+    s = a.astype(np.float64) - 0.75 * b
+    np.testing.assert_allclose(outs[1], s, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outs[0], np.exp(s) - (s > b), rtol=1e-5, atol=1e-6)
+    assert str(chain).startswith("s = a + n * b; t = where(")
