@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from .plan import plans
+from collections.abc import Iterator, Sequence
+
+from .errors import GraphError
+from .fusion import (
+    FusedBackward,
+    FusedForward,
+    FusedRelu,
+    FusedReluBackward,
+    fused_backward,
+    fused_forward,
+)
+from .plan import BackwardStep, ForwardStep, Graph, Plan, plans
+from .variable import Variable
 
 
 def plan_stats() -> dict[str, int]:
@@ -23,3 +35,106 @@ def plan_stats() -> dict[str, int]:
     1
     """
     return plans.stats()
+
+
+def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: bool = True) -> str:
+    """What forward and backward of a result do, one line a step, as a person can read it.
+
+    Values are numbered in the order of their creation, leaves when they are first read. A line has
+    the numbers of the functions, the values read and written, and what is done. `frees` are values
+    whose memory goes after the step, `adds` gradients to which the step adds. Several functions
+    in one line are one pass over memory.
+
+    Args:
+        clear_buffer, clear_no_need_grad: the flags of forward.
+    Raises: GraphError for a leaf.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> x = nn.Variable((2, 3), need_grad=True)
+    >>> print(nn.profiler.listing(F.sum(F.tanh(x * 2))))
+    forward
+       0-1  0 -> 2  mul_scalar, tanh (2, 3)
+         2  2 -> 3  sum ()
+    backward
+         2  d3 -> d2  sum
+       1-0  d2, 2 -> d0  tanh, mul_scalar
+    """
+    if variable.parent is None:
+        raise GraphError("[listing] this Variable is a leaf: no function computes it")
+    plan = plans.plan(Graph([variable._value]))
+    forward = _forward(plan, clear_buffer, clear_no_need_grad)
+    backward = () if clear_buffer else _backward(plan)
+    return "\n".join(["forward", *forward, *(["backward", *backward] if backward else [])])
+
+
+def _forward(plan: Plan, clear_buffer: bool, clear_no_need_grad: bool) -> Iterator[str]:
+    steps = plan.forward(clear_buffer, clear_no_need_grad)
+    gone = {slot for step in steps for slot in step.clears}
+    for step in fused_forward(plan, steps, gone):
+        members: Sequence[ForwardStep]
+        if isinstance(step, FusedForward):
+            members = step.steps
+            sources = [plan.calls[node].sources[i] for node, i in step.inputs]
+            targets = list(step.outputs)
+        else:
+            members = step.steps if isinstance(step, FusedRelu) else (step,)
+            call = plan.calls[members[0].node]
+            sources, targets = list(call.sources), list(call.targets)
+            if isinstance(step, FusedRelu):
+                sources += [] if step.other is None else [step.other]
+                targets[0] = step.target
+        shape = plan.calls[members[-1].node].setup.results[0].shape
+        # What a fused step does not write need not be freed.
+        written = {*targets, *sources}
+        freed = [s for m in members for s in m.clears if s in written]
+        what = f"{_names(plan, members)} {shape}" + (f"  frees {_numbers(freed)}" if freed else "")
+        yield _line(members, _numbers(sources), _numbers(targets), what)
+
+
+def _backward(plan: Plan) -> Iterator[str]:
+    seen = {*plan.roots}
+    for step in fused_backward(plan, plan.backward(True)):
+        members: Sequence[BackwardStep]
+        if isinstance(step, FusedBackward):
+            members = step.steps
+            reads = [
+                f"d{r.slot}" if r.slot >= 0 else str(_kept(plan, r.node, r.position))
+                for r in step.inputs
+            ]
+            found = [members[number].contributions[place] for number, place in step.outputs]
+        else:
+            members = step.steps if isinstance(step, FusedReluBackward) else (step,)
+            reads = [f"d{slot}" for slot in members[0].targets if slot >= 0]
+            found = list(members[-1].contributions)
+        added = []
+        for c in found:
+            place = c.slot if not c.leaf else ("leaf", plan.gradients[c.slot])
+            added += [c.slot] if place in seen else []
+            seen.add(place)  # type: ignore[arg-type]
+        what = _names(plan, members)
+        what += f"  adds {', '.join(f'd{slot}' for slot in added)}" if added else ""
+        targets = ", ".join(f"d{c.slot}" for c in found)
+        yield _line(members, ", ".join(reads), targets, what)
+
+
+def _kept(plan: Plan, node: int, position: int) -> int | str:
+    """The slot at a position of a call; a saved result has none."""
+    call = plan.calls[node]
+    slots = (*call.sources, *call.targets)
+    return slots[position] if position < len(slots) else "saved"
+
+
+def _names(plan: Plan, members: Sequence[ForwardStep] | Sequence[BackwardStep]) -> str:
+    return ", ".join(plan.calls[member.node].setup.function.name for member in members)
+
+
+def _numbers(slots: Sequence[int]) -> str:
+    return ", ".join("-" if slot < 0 else str(slot) for slot in slots)
+
+
+def _line(
+    members: Sequence[ForwardStep] | Sequence[BackwardStep], reads: str, writes: str, what: str
+) -> str:
+    first, last = members[0].node, members[-1].node
+    nodes = str(first) if first == last else f"{first}-{last}"
+    return f"{nodes:>6}  {reads} -> {writes}  {what}"

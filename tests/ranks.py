@@ -5,7 +5,7 @@ from __future__ import annotations
 import gpu_emulator
 import numpy as np
 import pytest
-from gpu_emulator import nccl, settings
+from gpu_emulator import nccl, ordering, settings
 
 import distnn as nn
 import distnn.communicators as C
@@ -38,7 +38,8 @@ def on_ranks(transport: str, function):
     if kind == "nccl" or (kind == "staged" and gpu_emulator.installed()):
         devices = int(number) if kind == "nccl" else 1
         with (
-            settings.using(device_count=devices, check_streams=True),
+            settings.using(device_count=devices),
+            ordering.checked(),
             nccl.behaviour.using(delay=0.002),
         ):
             return C.run_threads(_on_gpu, int(number), function)

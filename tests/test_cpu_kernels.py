@@ -210,6 +210,26 @@ def test_a_folder_without_leave_to_write_is_no_error(tmp_path):
     assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) >= KERNELS
 
 
+def test_a_disk_that_takes_nothing_any_more_is_no_error(tmp_path):
+    """The folder is there when kernels are made, and gone when they are to be kept."""
+    code = "import shutil, distnn.cpu.compiler as c; folder = c.cache_folder()\n"
+    code += "shutil.rmtree(folder); folder.touch()\n"
+    done = run(code + TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled(done) >= KERNELS
+    assert "kept" in done.stdout
+
+
+def test_what_cannot_be_saved_is_told_and_forgotten(caplog):
+    from distnn.cpu.compiler import _tolerant
+
+    def save(*arguments):
+        raise OSError("no space left on device")
+
+    with caplog.at_level(logging.INFO, "distnn"):
+        _tolerant(save)("signature", "code")
+    assert "no space left on device" in caplog.text
+
+
 def test_processes_that_start_together_share_the_folder(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "DISTNN_CPU_KERNELS": "numba"}
     programs = [

@@ -7,13 +7,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import gpu_emulator
 import numpy as np
 import pytest
-from gpu_emulator import KernelError, RaceError, StreamError, record, settings
+from gpu_emulator import KernelError, RaceError, StreamError, ordering, record, settings
 
 needs_compiler = pytest.mark.skipif(
     gpu_emulator.compiler() is None, reason="kernels on the CPU need g++"
@@ -361,6 +362,48 @@ def test_streams_without_an_event_between_them(cp: Any) -> None:
         del y  # belongs to stream one, which has not waited for two
         with pytest.raises(StreamError, match="freed while"):
             x += 1
+
+
+def test_threads_that_share_a_stream_are_in_order_each(cp: Any) -> None:
+    """Ranks are such threads: none of them may undo what another counts."""
+    turn = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with settings.using(check_streams=True), ThreadPoolExecutor(4) as threads:
+
+            def work(x: Any) -> None:
+                accesses = [x._access(writes=True)]
+                for _ in range(30000):
+                    ordering.begin("write", 0, accesses)
+
+            list(threads.map(work, [cp.zeros(4, "f4") for _ in range(4)]))
+    finally:
+        sys.setswitchinterval(turn)
+
+
+def test_what_was_done_before_streams_are_checked_is_done(cp: Any) -> None:
+    x, other = cp.zeros(8, "f4"), cp.cuda.Stream(non_blocking=True)
+    with ordering.checked():
+        y = x * 2
+        cp.cuda.Device().synchronize()
+        with other:
+            x += 1
+            y += 1
+    x *= 2
+    with ordering.checked():
+        assert x.sum().item() == 16
+        del y
+
+    def freed_too_early() -> None:
+        with ordering.checked():
+            y = x * 2
+            cp.cuda.Device().synchronize()
+            with other:
+                y *= 2
+            del y
+
+    with pytest.raises(StreamError, match="freed while"):
+        freed_too_early()
 
 
 def test_the_null_stream_waits_for_blocking_streams(cp: Any) -> None:

@@ -10,6 +10,7 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
+from distnn.context import current_backend
 from distnn.errors import ArgumentError, SolverError
 from distnn.parameter import create_parameter
 
@@ -161,6 +162,21 @@ def test_a_parameter_becomes_float32_again_with_the_update():
     assert params["p0"].d.dtype == np.float32
     assert params["p0"].d.ctypes.data == address
     assert np.all(params["p0"].d == 1.5)
+
+
+def test_a_gradient_in_other_memory_is_followed():
+    """Also where Python gives the new array the old one's place, and so its id."""
+    w = nn.Variable.from_numpy_array(np.zeros(4, np.float32), need_grad=True)
+    solver = S.Sgd(1.0)
+    solver.set_parameters({"w": w})
+    w.grad.fill(0)
+    backend = current_backend()
+    for i in range(1, 5):
+        rows = backend.full((8, 4), float(i), np.dtype(np.float32))
+        w.grad._storage.clear("")
+        w.grad._storage.place(rows[i])
+        solver.update()
+    np.testing.assert_array_equal(w.d, np.full(4, -10))
 
 
 def test_retained_state_moves_to_the_new_variable():

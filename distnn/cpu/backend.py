@@ -59,7 +59,8 @@ class NumbaBackend(CpuBackend):
     xp = NumbaNamespace()
 
     def packed(self, array: Any) -> Any:
-        return np.ascontiguousarray(array)  # what kernels are given lies in one piece
+        # What kernels are given lies in one piece. A copy of a scalar would have an axis.
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
         return implementation(function, specs)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numba
 from numba.core import event
+from numba.core.caching import NullCache
 
 config: Any = numba.config
 
@@ -39,11 +40,26 @@ def kernel(function: Callable[..., Any], **options: Any) -> Any:
         config.CACHE_DIR = str(folder)
         try:
             compiled.enable_caching()
+            if not str(compiled.stats.cache_path).startswith(str(folder)):
+                compiled._cache = NullCache()  # elsewhere it may be of old sources
+            compiled._cache.save_overload = _tolerant(compiled._cache.save_overload)
         except (RuntimeError, OSError) as error:
             logger.info("kernel %s is not kept on disk: %s", function.__name__, error)
         finally:
             config.CACHE_DIR = before
     return compiled
+
+
+def _tolerant(save: Callable[..., None]) -> Callable[..., None]:
+    """`save` for disks that are full: then training goes on with what is compiled in memory."""
+
+    def saved(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except OSError as error:
+            logger.info("a compiled kernel is not kept: %s", error)
+
+    return saved
 
 
 @functools.cache

@@ -175,21 +175,28 @@ def _loop(
 
 
 def _compiled(name: str, source: str, dtype: type) -> Any:
-    """The kernel of a source; where kernels are kept it lies there too, as Numba wants it."""
+    """The kernel of a source."""
     text = f"# T is {dtype.__name__}\n{source}"
-    folder = cache_folder()
-    path = "<formula>"
-    if folder is not None:
-        file = folder / f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
-        path = str(file)
-        if not file.exists():
-            # Processes that start together write the same; none may read half of it.
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as written_first:
-                written_first.write(text)
-            os.replace(written_first.name, file)
     scope: dict[str, Any] = {
         "__name__": __name__, "T": dtype, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
         **{name: getattr(mathematics, name) for name in _OF_FLOAT32},
     }  # fmt: skip
-    exec(compile(text, path, "exec"), scope)
+    exec(compile(text, _kept(name, text), "exec"), scope)
     return kernel(scope[name])
+
+
+def _kept(name: str, text: str) -> str:
+    """The file of a source: Numba keeps what is compiled of files only."""
+    folder = cache_folder()
+    if folder is None:
+        return "<formula>"
+    file = folder / f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    try:
+        if not file.exists():
+            # Processes that start together write the same; none may read half of it.
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as whole:
+                whole.write(text)
+            os.replace(whole.name, file)
+    except OSError:
+        return "<formula>"
+    return str(file)

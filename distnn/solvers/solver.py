@@ -90,7 +90,8 @@ class Solver:
         self._decay = fused_decay or 0.0  # of the next update
         self._parameters: OrderedDict[str, _Parameter] = OrderedDict()
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
-        self._runs: tuple[tuple[int, ...], list[Run]] | None = None
+        # Of which memory they were made, and that memory: while it is held no other has its id.
+        self._runs: tuple[tuple[int, ...], list[Run], list[Any]] | None = None
 
     def step(self, pieces: Sequence[Piece]) -> None:
         """Update the parameters and states of the pieces by their gradients."""
@@ -339,12 +340,14 @@ class Solver:
         self._by_number = list(self._parameters.values())
         groups: dict[int, list[int]] = {}
         signature = []
+        held: list[Any] = []
         for i, parameter in enumerate(self._by_number):
             variable = parameter.variable
             grad = variable.grad
             if grad._storage.zeroing:
                 continue
             memory = self._prepared(parameter), _memory(grad)
+            held += memory
             groups.setdefault(i if self.by_parameter else parameter.t, []).append(i)
             signature += [i, parameter.t - self._by_number[0].t, id(memory[0]), id(memory[1])]
         key = tuple(signature)
@@ -356,7 +359,7 @@ class Solver:
                 )
                 for members in groups.values()
             ]
-            self._runs = (key, list(itertools.chain.from_iterable(found)))
+            self._runs = (key, list(itertools.chain.from_iterable(found)), held)
         return self._runs[1]
 
     def _prepared(self, parameter: _Parameter) -> Any:

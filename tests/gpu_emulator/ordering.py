@@ -2,14 +2,18 @@
 
 Each stream counts its work. A clock says, for each stream, up to which number its work is done;
 streams, events and the host have one. Work may touch memory if the clock of its stream covers all
-that other streams did to the same bytes.
+that other streams did to the same bytes. Ranks are threads that share all this, hence the lock.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from .errors import StreamError
 from .memory import BaseMemory
@@ -54,11 +58,25 @@ _early_frees: list[str] = []
 blocking_streams: set[int] = set()  # those that the null stream waits for, and that wait for it
 
 
+_lock = threading.RLock()  # garbage that is collected in here may be memory: _freed
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _lock:
+            return function(*args, **kwargs)
+
+    return locked
+
+
 def _merge(clock: Clock, other: Clock) -> None:
     for stream, number in other.items():
         clock[stream] = max(clock.get(stream, 0), number)
 
 
+@_one_at_a_time
 def clock_of(stream: int) -> Clock:
     """What is done before the next work on a stream begins; nothing while nobody asks."""
     if not settings.check_streams:
@@ -73,27 +91,28 @@ def clock_of(stream: int) -> Clock:
     return clock
 
 
+@_one_at_a_time
 def wait_for(stream: int, clock: Clock) -> None:
     _merge(_clocks.setdefault(stream, {}), clock)
 
 
+@_one_at_a_time
 def host_waits_for(clock: Clock) -> None:
     _merge(_host, clock)
 
 
+@_one_at_a_time
 def host_waits_for_all() -> None:
     for clock in _clocks.values():
         _merge(_host, clock)
 
 
+@_one_at_a_time
 def begin(name: str, stream: int, accesses: Sequence[Access]) -> None:
     """Work is given to a stream: raises StreamError if other streams may be at its memory."""
     if not settings.check_streams:
         return
-    if _early_frees:
-        message = "; ".join(_early_frees)
-        _early_frees.clear()
-        raise StreamError(message)
+    _raise_early_frees()
     accesses = [access for access in accesses if access.writes is not None]
     clock = clock_of(stream)
     clock[stream] = number = clock.get(stream, 0) + 1
@@ -123,6 +142,23 @@ def begin(name: str, stream: int, accesses: Sequence[Access]) -> None:
         history.done.append(_Done(access.start, access.end, access.writes, stream, number, name))
 
 
+@contextmanager
+def checked() -> Iterator[None]:
+    """Check from here on, and that no memory was freed too early. What was done before is done."""
+    forget()
+    with settings.using(check_streams=True):
+        yield
+        _raise_early_frees()
+
+
+@_one_at_a_time
+def _raise_early_frees() -> None:
+    if _early_frees:
+        message = "; ".join(_early_frees)
+        _early_frees.clear()
+        raise StreamError(message)
+
+
 def _history(memory: BaseMemory) -> _History:
     history = _histories.get(memory)
     if history is None:
@@ -131,6 +167,7 @@ def _history(memory: BaseMemory) -> _History:
     return history
 
 
+@_one_at_a_time
 def _freed(history: _History, size: int) -> None:
     """The pool gives freed memory to the stream it came from, which does not wait for others."""
     if not settings.check_streams:
@@ -145,9 +182,11 @@ def _freed(history: _History, size: int) -> None:
             return
 
 
+@_one_at_a_time
 def forget() -> None:
-    """All is done: for a new test."""
+    """All is done: for a new test. Work that nobody checked is not known here."""
     _clocks.clear()
     _host.clear()
-    _histories.clear()
+    for history in list(_histories.values()):
+        history.done.clear()  # their memory may be freed at any time from now on
     _early_frees.clear()
