@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,14 +38,22 @@ class _Windows:
         )  # fmt: skip
         self.rows, self.columns = (_windows_along(*axis, including_pad) for axis in axes)
         self.width = np.uint64(axes[1][2])  # of a window
+        # Small windows side by side without padding have kernels made for their lengths.
+        beside = all(k == s <= 4 and p == 0 and n == r * k for n, r, k, s, p in axes)
+        self.tiles = _of_tiles(axes[0][2], axes[1][2]) if beside else None
 
     def run(
         self, body: Any, of_elements: np.ndarray, *of_results: np.ndarray, **numbers: Any
     ) -> None:
         """body(elements, *results, rows, columns, *numbers) on parts of the planes."""
+        self.map(body, of_elements, *of_results, fixed=(self.rows, self.columns, *numbers.values()))
+
+    def map(
+        self, body: Any, of_elements: np.ndarray, *of_results: np.ndarray, fixed: tuple = ()
+    ) -> None:
+        """body(elements, *results, *fixed) on parts of the planes."""
         elements = of_elements.reshape(self.elements)
         results = [a.reshape(self.results) for a in of_results]
-        fixed = (self.rows, self.columns, *numbers.values())
         grain = max(1, _PART // max(1, math.prod(self.elements[1:])))
 
         def work(i: int, j: int) -> None:
@@ -84,17 +92,27 @@ def _windows(function: Any, shape: tuple[int, ...], including_pad: bool) -> _Win
 class LinearPooling(_Pooling):
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         y = xp.empty(self.function.result_shape(x.shape), x.dtype) if out is None else out
-        windows = self.windows(x.shape)
-        windows.run(_add_up, np.ascontiguousarray(x), y, average=self.function.average)
+        windows, x = self.windows(x.shape), np.ascontiguousarray(x)
+        if windows.tiles is None:
+            windows.run(_add_up, x, y, average=self.function.average)
+        else:
+            windows.map(windows.tiles.add_up, x, y, fixed=self.divisor(x.dtype))
         return y
 
+    def divisor(self, dtype: np.dtype) -> tuple[Any]:
+        """What the sum of a tile is divided by."""
+        return (dtype.type(math.prod(self.function.kernel) if self.function.average else 1),)
 
-class LinearUnpooling(_Pooling):
+
+class LinearUnpooling(LinearPooling):
     def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         shape = self.function.x_shape
         y = xp.empty(shape, x.dtype) if out is None else out
-        windows = self.windows(shape)
-        windows.run(_share_out, y, np.ascontiguousarray(x), average=self.function.average)
+        windows, x = self.windows(shape), np.ascontiguousarray(x)
+        if windows.tiles is None:
+            windows.run(_share_out, y, x, average=self.function.average)
+        else:
+            windows.map(windows.tiles.share_out, y, x, fixed=self.divisor(x.dtype))
         return y
 
 
@@ -103,8 +121,11 @@ class MaxPooling(_Pooling):
         if out is None:
             shape = self.function.result_shape(x.shape)
             out = xp.empty(shape, x.dtype), xp.empty(shape, np.int32)
-        windows = self.windows(x.shape)
-        windows.run(_take_largest, np.ascontiguousarray(x), *out, width=windows.width)
+        windows, x = self.windows(x.shape), np.ascontiguousarray(x)
+        if windows.tiles is None:
+            windows.run(_take_largest, x, *out, width=windows.width)
+        else:
+            windows.map(windows.tiles.take_largest, x, *out)
         return out
 
 
@@ -114,7 +135,10 @@ class MaxUnpooling(_Pooling):
         y = xp.empty(shape, x.dtype) if out is None else out
         windows = self.windows(shape)
         arrays = np.ascontiguousarray(x), np.ascontiguousarray(index)
-        windows.run(_put_back, y, *arrays, width=windows.width)
+        if windows.tiles is None:
+            windows.run(_put_back, y, *arrays, width=windows.width)
+        else:
+            windows.map(windows.tiles.put_back, y, *arrays)
         return y
 
 
@@ -179,3 +203,66 @@ def _put_back(x, y, index, rows, columns, width):
                 # A window of -inf alone may have its place in the padding.
                 if rows[0, r] <= h < rows[1, r] and columns[0, c] <= w < columns[1, c]:
                     x[p, h, w] += y[p, r, c]
+
+
+class _Tiles(NamedTuple):
+    """The four kernels for windows side by side of these lengths, which become vector code."""
+
+    add_up: Any
+    share_out: Any
+    take_largest: Any
+    put_back: Any
+
+
+@functools.cache
+def _of_tiles(height: int, width: int) -> _Tiles:
+    @kernel
+    def add_up(x, y, divisor):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    total = x.dtype.type(0)
+                    for h in range(height):
+                        for w in range(width):
+                            total += x[p, r * height + h, c * width + w]
+                    y[p, r, c] = total / divisor
+
+    @kernel
+    def share_out(x, y, divisor):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    value = y[p, r, c] / divisor
+                    for h in range(height):
+                        for w in range(width):
+                            x[p, r * height + h, c * width + w] = value
+
+    @kernel
+    def take_largest(x, y, index):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    largest = x.dtype.type(-np.inf)
+                    place = 0
+                    for h in range(height):
+                        for w in range(width):
+                            value = x[p, r * height + h, c * width + w]
+                            larger = not value <= largest
+                            place = h * width + w if larger else place
+                            largest = value if larger & (largest == largest) else largest
+                    y[p, r, c] = largest
+                    index[p, r, c] = place
+
+    @kernel
+    def put_back(x, y, index):
+        for p in range(y.shape[0]):
+            for r in range(y.shape[1]):
+                for c in range(y.shape[2]):
+                    value, place = y[p, r, c], index[p, r, c]
+                    for h in range(height):
+                        for w in range(width):
+                            there = place == h * width + w
+                            own = value if there else x.dtype.type(0)
+                            x[p, r * height + h, c * width + w] = own
+
+    return _Tiles(add_up, share_out, take_largest, put_back)
