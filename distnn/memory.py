@@ -23,6 +23,11 @@ SMALLEST = 64 * 1024
 _GRAIN = 4096
 _HUGE_PAGE = 2 * 1024 * 1024
 _LEAST_REGION = 8 * 1024 * 1024
+# Python's maps are shared with forked processes, which would write into each other's arrays. Nor do
+# shared maps get huge pages, without which a kernel that writes in many places waits for addresses.
+_PRIVATE: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)
 
 
 class _Range(NamedTuple):
@@ -104,7 +109,7 @@ class Pool:
         """A new region. Only what is written to takes memory, so it may be larger than asked."""
         size = max(size, _LEAST_REGION, self.mapped_bytes // 8)
         size = -(-size // _HUGE_PAGE) * _HUGE_PAGE
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, **_PRIVATE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._regions.append(memory)

@@ -131,8 +131,24 @@ def with_channels(*shape: int) -> list[tuple[int, ...]]:
     return [shape, (1, shape[1], 1, 1), (1, shape[1], 1, 1)]
 
 
+def convolved(pad: int, stride: int, x: tuple[int, ...], w: tuple[int, ...]) -> Row:
+    """A convolution without bias."""
+    pads, strides = (pad, pad), (stride, stride)
+    return Row(
+        lambda x, w: F.convolution(x, w, pad=pads, stride=strides),
+        lambda torch, x, w: torch.nn.functional.conv2d(x, w, None, stride, pad),
+        x,
+        w,
+    )
+
+
 MAPS = (256, 128, 8, 8)
 ROWS: dict[str, Row | Update] = {
+    "convolution 3x3": convolved(1, 1, MAPS, (128, 128, 3, 3)),
+    "convolution 3x3 of large maps": convolved(1, 1, (32, 64, 56, 56), (64, 64, 3, 3)),
+    "convolution 3x3 of many channels": convolved(1, 1, (32, 512, 7, 7), (512, 512, 3, 3)),
+    "convolution 3x3, stride 2": convolved(1, 2, (32, 64, 56, 56), (128, 64, 3, 3)),
+    "convolution 1x1": convolved(0, 1, (32, 256, 14, 14), (64, 256, 1, 1)),
     "batch_normalization": Row(normalized, torch_normalized, *with_channels(*MAPS)),
     "batch_normalization, tanh": Row(
         lambda *a: F.tanh(normalized(*a)),

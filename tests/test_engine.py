@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -367,6 +370,23 @@ def test_an_array_that_a_user_got_is_never_overwritten_by_reused_memory():
         del h, loss
     for array, expected in held:
         np.testing.assert_allclose(array, expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
+def test_what_a_forked_process_writes_stays_its_own():
+    code = f"""
+import os, numpy as np
+from distnn.memory import pool
+a = pool.empty(({SMALLEST},), np.dtype(np.float32))
+a[:] = 1
+child = os.fork()
+if child == 0:
+    a[:] = 2
+    os._exit(0)
+os.waitpid(child, 0)
+assert (a == 1).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.usefixtures("on_cpu")

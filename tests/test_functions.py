@@ -368,10 +368,13 @@ def test_every_public_function_has_a_row():
 def test_rows_for_winograd_take_that_path(case, monkeypatch, extension):
     if extension != "cpu":
         pytest.skip("Winograd's NumPy kernels are the CPU's")
-    from distnn.functions.winograd import Winograd
+    if nn.get_cpu_kernels() == "numba":
+        from distnn.cpu.winograd import Winograd
+    else:
+        from distnn.functions.winograd import Winograd
 
     taken = []
-    for name in ("forward", "filter_gradient", "data_gradient"):
+    for name in ("forward", "gradients"):
         method = getattr(Winograd, name)
 
         def noted(*arguments, name=name, method=method):
@@ -381,7 +384,7 @@ def test_rows_for_winograd_take_that_path(case, monkeypatch, extension):
         monkeypatch.setattr(Winograd, name, noted)
     with nn.context_scope(nn.Context(["cpu:float"])):  # a GPU has cuDNN's
         backward(case, drawn(case))
-    assert {*taken} == {"forward", "filter_gradient", "data_gradient"}
+    assert {*taken} == {"forward", "gradients"}
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ ROWS = [
     convolution("Winograd 8x8", (16, 128, 8, 8), (128, 128, 3, 3), pad=1),
     convolution("Winograd 7x7", (8, 256, 7, 7), (256, 256, 3, 3), pad=1),
     convolution("Winograd 4x4", (16, 64, 4, 4), (64, 64, 3, 3), pad=1),
-    convolution("2-D, 3x3, many channels", (4, 128, 14, 14), (128, 128, 3, 3), pad=1),
+    convolution("Winograd 14x14 in kernels", (4, 128, 14, 14), (128, 128, 3, 3), pad=1),
     convolution("1-D", (4, 8, 20), (8, 6, 5), transposed=True, stride=2),
     convolution("2-D", (4, 8, 7, 7), (8, 6, 4, 4), transposed=True, stride=2, pad=1),
     convolution("2-D, groups and dilation", (4, 8, 7, 7), (8, 3, 3, 3), transposed=True,

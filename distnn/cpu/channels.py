@@ -31,6 +31,12 @@ class CompiledChannels(Channels):
         # (a, C, B), or (a, columns) where numbers are repeated over B.
         self.columns = self.channels if self.rows else self.channels * self.inner
 
+    def total(self, x: np.ndarray) -> np.ndarray:
+        found = self._partials(
+            _total_of_rows if self.rows else _total_of_columns, self._arranged(x)
+        )
+        return self._of_channels(found[:, 0].sum(0))
+
     def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = self._arranged(x)
         found = self._partials(_totals_of_rows if self.rows else _totals_of_columns, rows)
@@ -97,6 +103,27 @@ class CompiledChannels(Channels):
 
         self.map(work)
         return found
+
+
+@_sums
+def _total_of_rows(x, total, _):
+    """Of a part x (a, C, B), for each channel."""
+    n_a, n_c, n_b = x.shape
+    for c in range(n_c):
+        s = 0.0
+        for a in range(n_a):
+            for b in range(n_b):
+                s += np.float64(x[a, c, b])
+        total[c] = s
+
+
+@_sums
+def _total_of_columns(x, total, _):
+    """Of a part x (a, K), for each column; results are zeros before."""
+    n_a, n_k = x.shape
+    for a in range(n_a):
+        for k in range(n_k):
+            total[k] += np.float64(x[a, k])
 
 
 @_sums

@@ -1,7 +1,8 @@
 """Sums and affine maps per channel of (A, C, B) arrays, in cache-sized parts on several threads.
 
-What batch normalization is made of on the CPU, by NumPy (distnn/cpu/channels.py has the same
-compiled). A array of images (N, C, H, W) is A = N, B = H W; a batch of vectors (N, C) is B = 1.
+What batch normalization is made of on the CPU, and gradients of biases, by NumPy
+(distnn/cpu/channels.py has the same compiled). A array of images (N, C, H, W) is A = N, B = H W; a
+batch of vectors (N, C) is B = 1.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ class Channels:
     def mean(self, total: np.ndarray) -> np.ndarray:
         return total / max(self.count, 1)
 
+    def total(self, x: np.ndarray) -> np.ndarray:
+        """Per channel, in float64, the sum."""
+        return self.sums(lambda i, j: x[i:j])[0]
+
     def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per channel, in float64, the sum and the sum of squares about the mean in x's dtype."""
-        (total,) = self.sums(lambda i, j: x[i:j])
+        total = self.total(x)
         centre = self.plane(self.mean(total).astype(x.dtype))
 
         def squares(i: int, j: int) -> np.ndarray:

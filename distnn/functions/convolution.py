@@ -7,6 +7,7 @@ three is bilinear and has the other two for gradients, which closes derivatives 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from .shapes import per_axis, shape_of, whole_number
 
 
 @dataclass(frozen=True)
-class _Bilinear(Function, by_signature=False):
+class Bilinear(Function, by_signature=False):
     """What the three share: the geometry, the choice of algorithm, and channel-last layout."""
 
     geometry: Geometry
@@ -58,14 +59,16 @@ class _Bilinear(Function, by_signature=False):
         return Patches(xp, self.geometry, x_shape, w_shape, dtype)
 
     def uses_winograd(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:
-        g = self.geometry
         return (
-            tuple(w_shape[2:]) == (3, 3)
-            and g.stride == g.dilation == (1, 1)
-            and g.group == 1
+            self.is_plain_3x3(w_shape)
             and dtype.itemsize >= 4  # half precision would not survive the transforms
-            and winograd.pays(x_shape, w_shape, g.pad)
+            and winograd.pays(x_shape, w_shape, self.geometry.pad)
         )
+
+    def is_plain_3x3(self, w_shape: Any) -> bool:
+        """Whether each result is a sum over 3 x 3 pixels beside each other, of all channels."""
+        g = self.geometry
+        return tuple(w_shape[2:]) == (3, 3) and g.stride == g.dilation == (1, 1) and g.group == 1
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
         if not self.uses_winograd(x_shape, w_shape, dtype):
@@ -74,14 +77,14 @@ class _Bilinear(Function, by_signature=False):
 
 
 @dataclass(frozen=True)
-class Convolution(_Bilinear):
+class Convolution(Bilinear):
     """y = x * w + b (cross-correlation).
 
     x (N, C, *S), w (F, C / group, *K), b (F,) or None -> y (N, F, *O); channel_last moves C and F
     to the end of x and y, and to the end of w.
     """
 
-    cuda = "convolution.Convolution"
+    cuda = cpu = "convolution.Convolution"
 
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
@@ -137,26 +140,25 @@ class Convolution(_Bilinear):
         self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any, scratch: Any = None
     ) -> None:
         if need.b:
-            out.b[...] = _channel_sum(xp, dy, self.channel_last)
+            batch, filters, *spatial = self.first_shape(dy.shape)
+            pixels = math.prod(spatial)
+            last = self.channel_last
+            blocks = (batch * pixels, filters, 1) if last else (batch, filters, pixels)
+            out.b[...] = xp.channels(blocks).total(dy.reshape(blocks))
         dy, x, w = self.first(xp, dy), self.first(xp, x), self.first(xp, w)
         algorithm = self.algorithm(xp, x.shape, w.shape, dy.dtype, scratch)
-        winograd_way = isinstance(algorithm, winograd.Winograd)
-        if winograd_way and (need.x or need.w):
-            algorithm.transform_gradient(dy)
-        if need.w:
-            dw, out_w = self.room(xp, w.shape, dy.dtype, out.w)
-            algorithm.filter_gradient(x, dw) if winograd_way else algorithm.filter_gradient(
-                dy, x, dw
-            )
-            self.put(xp, dw, out_w)
+        dx, out_x = self.room(xp, x.shape, dy.dtype, out.x) if need.x else (None, None)
+        dw, out_w = self.room(xp, w.shape, dy.dtype, out.w) if need.w else (None, None)
+        if need.x or need.w:
+            algorithm.gradients(dy, x, w, dx, dw)
         if need.x:
-            dx, out_x = self.room(xp, x.shape, dy.dtype, out.x)
-            algorithm.data_gradient(w, dx) if winograd_way else algorithm.data_gradient(dy, w, dx)
             self.put(xp, dx, out_x)
+        if need.w:
+            self.put(xp, dw, out_w)
 
 
 @dataclass(frozen=True)
-class Deconvolution(_Bilinear):
+class Deconvolution(Bilinear):
     """The transpose of Convolution with respect to x, plus b.
 
     x (N, F, *O), w (F, C / group, *K), b (C,) or None -> y (N, C, *lengths).
@@ -164,7 +166,7 @@ class Deconvolution(_Bilinear):
 
     lengths: tuple[int, ...]
 
-    cuda = "convolution.Deconvolution"
+    cuda = cpu = "convolution.Deconvolution"
 
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
@@ -195,12 +197,7 @@ class Deconvolution(_Bilinear):
         x, w = self.first(xp, x), self.first(xp, w)
         shape = (len(x), w.shape[1] * self.geometry.group, *self.lengths)
         y, out = self.room(xp, shape, x.dtype, out)
-        algorithm = self.algorithm(xp, shape, w.shape, x.dtype)
-        if isinstance(algorithm, winograd.Winograd):
-            algorithm.transform_gradient(x)
-            algorithm.data_gradient(w, y)
-        else:
-            algorithm.data_gradient(x, w, y)
+        self.algorithm(xp, shape, w.shape, x.dtype).gradients(x, None, w, y, None)
         if b is not None:
             y += b.reshape(-1, *[1] * len(self.lengths))
         return self.put(xp, y, out)
@@ -217,12 +214,12 @@ class Deconvolution(_Bilinear):
 
 
 @dataclass(frozen=True)
-class FilterGradient(_Bilinear):
+class FilterGradient(Bilinear):
     """dw of Convolution: dy (N, F, *O), x (N, C, *S) -> dw (F, C / group, *kernel)."""
 
     kernel: tuple[int, ...]
 
-    cuda = "convolution.FilterGradient"
+    cuda = cpu = "convolution.FilterGradient"
     outputs = ("v",)  # its gradient is dv: dy is an input here
 
     def _shape(self, dy: Any, x: Any) -> tuple[int, ...]:
@@ -236,12 +233,7 @@ class FilterGradient(_Bilinear):
         shape = self._shape(dy, x)
         dy, x = self.first(xp, dy), self.first(xp, x)
         dw, out = self.room(xp, shape, dy.dtype, out)
-        algorithm = self.algorithm(xp, x.shape, shape, dy.dtype)
-        if isinstance(algorithm, winograd.Winograd):
-            algorithm.transform_gradient(dy)
-            algorithm.filter_gradient(x, dw)
-        else:
-            algorithm.filter_gradient(dy, x, dw)
+        self.algorithm(xp, x.shape, shape, dy.dtype).gradients(dy, x, None, None, dw)
         return self.put(xp, dw, out)
 
     def grad_dy(self, xp: Any, dv: Any, x: Any) -> Any:

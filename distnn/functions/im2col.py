@@ -85,7 +85,14 @@ class Patches:
         with single_threaded_blas:
             parallel_for(work, self.images, self.several)
 
-    def data_gradient(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
+    def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any) -> None:
+        """dx, which takes w, and dw, which takes x: those that are not None."""
+        if dw is not None:
+            self._filter_gradient(dy, x, dw)
+        if dx is not None:
+            self._data_gradient(dy, w, dx)
+
+    def _data_gradient(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
         """out = dx, by adding the gradients of all patches a pixel is in."""
         filters = w.reshape(self.geometry.group, self.rows, self.taps).transpose(0, 2, 1)
 
@@ -95,7 +102,7 @@ class Patches:
         with single_threaded_blas:
             parallel_for(work, self.images, self.several)
 
-    def filter_gradient(self, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    def _filter_gradient(self, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
         """out = dw, summed over images part by part in a fixed order."""
         share = max(1, -(-self.images // _SUMS))
         parts = -(-self.images // share)

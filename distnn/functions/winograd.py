@@ -138,12 +138,17 @@ class Winograd:
         self._products(self.v, self._filters(w), self.p, self.channels, self.filters)
         self._adjoint(self.t.out.T, self.p, out, b)
 
-    def transform_gradient(self, dy: np.ndarray) -> None:
-        """Prepare for the two gradients below, which share it."""
+    def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any) -> None:
+        """dx, which takes w, and dw, which takes x: those that are not None."""
         self._apply(self.t.out.T, dy, self.p)
+        if dw is not None:
+            self._filter_gradient(x, dw)
+        if dx is not None:  # in the memory of x's points
+            u = self._filters(w).transpose(0, 2, 1)
+            self._products(self.p, u, self.v, self.filters, self.channels)
+            self._adjoint(self.t.into, self.v, dx, None)
 
-    def filter_gradient(self, x: np.ndarray, out: np.ndarray) -> None:
-        """out = dw; after transform_gradient."""
+    def _filter_gradient(self, x: np.ndarray, out: np.ndarray) -> None:
         self._apply(self.t.into, x, self.v)
         du = self.xp.empty((_ALPHA**2, self.channels, self.filters), out.dtype)
         v = self.v.reshape(_ALPHA**2, -1, self.channels)
@@ -151,12 +156,6 @@ class Winograd:
         self.xp.matmul(v.transpose(0, 2, 1), p, out=du)
         dw = self.xp.matmul(self.t.filters.T, du.reshape(_ALPHA**2, -1))  # (9, C F)
         out[...] = dw.reshape(_KERNEL, _KERNEL, self.channels, self.filters).transpose(3, 2, 0, 1)
-
-    def data_gradient(self, w: np.ndarray, out: np.ndarray) -> None:
-        """out = dx; after transform_gradient and, if both are wanted, filter_gradient."""
-        u = self._filters(w).transpose(0, 2, 1)
-        self._products(self.p, u, self.v, self.filters, self.channels)
-        self._adjoint(self.t.into, self.v, out, None)
 
     def _filters(self, w: np.ndarray) -> np.ndarray:
         """(36, C, F)"""

@@ -1,0 +1,83 @@
+"""Convolution with compiled kernels: 3x3 with stride 1 by Winograd's way, the rest by NumPy's.
+
+The twins are the functions themselves with one algorithm more to choose from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..function import Spec
+from ..functions.convolution import Bilinear
+from ..functions.convolution import Convolution as NumpyConvolution
+from ..functions.convolution import Deconvolution as NumpyDeconvolution
+from ..functions.convolution import FilterGradient as NumpyFilterGradient
+from .simd import LANES
+from .winograd import Winograd
+from .winograd_transforms import POINTS, TAPS, TILE
+
+# What it costs to transform a point, and to copy a pixel into a patch, in multiplications that are
+# done meanwhile. Measured on two cores with AVX-512, where it hardly matters in doubtful cases.
+_TRANSFORM = 30
+_COPY = 50
+
+
+class _Compiled(Bilinear, by_signature=False):
+    """What the three share."""
+
+    def __init__(self, function: Any) -> None:
+        for name, value in vars(function).items():
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def suits(function: Any, *specs: Spec | None) -> bool:
+        """True: they choose by themselves."""
+        return True
+
+    def algorithm(
+        self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
+    ) -> Any:
+        if self.uses_kernels(x_shape, w_shape, dtype):
+            return Winograd(xp, x_shape, w_shape, self.geometry.pad)
+        return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
+
+    def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
+        if self.uses_kernels(x_shape, w_shape, dtype):
+            return 0
+        return super().scratch_for(x_shape, w_shape, dtype)
+
+    def uses_kernels(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:
+        return (
+            self.is_plain_3x3(w_shape)
+            and dtype == np.float32
+            and _pays(x_shape, w_shape, self.geometry.pad)
+        )
+
+
+class Convolution(_Compiled, NumpyConvolution):
+    """functions.convolution.Convolution."""
+
+
+class Deconvolution(_Compiled, NumpyDeconvolution):
+    """functions.convolution.Deconvolution."""
+
+
+class FilterGradient(_Compiled, NumpyFilterGradient):
+    """functions.convolution.FilterGradient."""
+
+
+def _pays(x_shape: Any, w_shape: Any, pads: Any) -> bool:
+    """Whether Winograd's way takes less time than products over patches."""
+    images, channels, *lengths = x_shape
+    filters = w_shape[0]
+    results = [n + 2 * p - 2 for n, p in zip(lengths, pads, strict=True)]
+    if images == 0 or min(results) < 1:
+        return False
+    tiles = math.prod(-(-n // TILE) for n in results)
+    c, f = (-(-n // LANES) * LANES for n in (channels, filters))
+    winograd = POINTS**2 * tiles * (c * f + _TRANSFORM * (c + f))
+    patches = TAPS * math.prod(results) * channels * (filters + _COPY)
+    return winograd < patches
