@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,6 +320,7 @@ for shape in SHAPES:
             "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2",
             "NUMBA_CACHE_DIR": str(tmp_path),
         },
+        cwd=Path(__file__).parent,  # where python -c looks for this file
         capture_output=True,
         text=True,
         check=False,
