@@ -3,6 +3,7 @@
 Prints one JSON line. PyTorch (eager) and distnn (static and dynamic) alternate in one process, each
 on its own copy of the same network with equal initial weights and the same batch. Peak memory is
 that of a process of its own for each, imports included. Needs PyTorch: pip install torch==2.13.0
+DISTNN_CPU_KERNELS chooses between NumPy's kernels and compiled ones (docs/cpu.md).
 
     python scripts/bench_seed.py --repeats 5 >> benchmarks/seed.jsonl
 """
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jobs import machine
 from networks import seed_of_torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,28 +224,7 @@ def memory(depth: int) -> dict[str, float]:
 def versions() -> dict[str, Any]:
     import torch
 
-    import distnn as nn
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    model = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "benchmark": "seed",
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": model[0] if model else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": nn.get_num_threads(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "distnn": nn.__version__,
-    }
+    return {"benchmark": "seed", **machine(), "torch": torch.__version__}
 
 
 def main() -> None:

@@ -61,6 +61,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "mpi4py": installed("mpi4py"),
+        "numba": installed("numba"),
+        "cpu_kernels": nn.get_cpu_kernels(),
         "distnn": nn.__version__,
     }
 
