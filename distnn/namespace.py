@@ -7,6 +7,7 @@ array module, for `forward` and for fast paths; on Variables it has these names 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,21 @@ class NumpyNamespace:
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
         return array_sum(x, axis, keepdims)
 
+    # NumPy builds index arrays for all axes, in Python, for what is a column as a rule.
+
+    def take_along_axis(self, x: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
+        if x.ndim != 2 or axis not in (1, -1) or index.shape[1] != 1:
+            return np.take_along_axis(x, index, axis)
+        return x[_numbers(len(x)), index[:, 0]].reshape(-1, 1)
+
+    def put_along_axis(
+        self, x: np.ndarray, index: np.ndarray, values: np.ndarray, axis: int
+    ) -> None:
+        if x.ndim != 2 or axis not in (1, -1) or index.shape[1] != 1:
+            np.put_along_axis(x, index, values, axis)
+        else:
+            x[_numbers(len(x)), index[:, 0]] = values[:, 0]
+
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         if out is None:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -107,6 +123,13 @@ class NumpyNamespace:
     def slice(self, x: np.ndarray, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The part of x from `start` up to `stop` of every axis."""
         return x[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+
+
+@functools.lru_cache(16)
+def _numbers(n: int) -> np.ndarray:
+    numbers = np.arange(n)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def raise_label_error(wrong: np.ndarray, message: str) -> None:
@@ -173,8 +196,11 @@ _ROWS = 64
 def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
     """Sum over axes, with blocked summation along every axis; half precision adds in float32."""
     shape, dtype = x.shape, x.dtype
+    # What the text below comes to, for gradients of small biases, and along the last axis.
     if axis == 0 and len(shape) == 2 and shape[0] <= _ROWS and not keepdims and dtype.char != "e":
-        return np.add.reduce(x, 0)  # what the text below comes to, for gradients of small biases
+        return np.add.reduce(x, 0)
+    if axis == len(shape) - 1 and axis > 0 and dtype.char in "fd":
+        return np.add.reduce(x, axis, keepdims=keepdims)
     if axis is None:
         summed = list(range(x.ndim))
     else:
