@@ -200,7 +200,7 @@ def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.nd
     if axis == 0 and len(shape) == 2 and shape[0] <= _ROWS and not keepdims and dtype.char != "e":
         return np.add.reduce(x, 0)
     if axis == len(shape) - 1 and axis > 0 and dtype.char in "fd":
-        return np.add.reduce(x, axis, keepdims=keepdims)
+        return np.add.reduce(x, axis, keepdims=True) if keepdims else np.add.reduce(x, axis)
     if axis is None:
         summed = list(range(x.ndim))
     else:
