@@ -49,7 +49,7 @@ class _Calls:
         self.data: list[NdArray] = []  # by slot; here results live until they are not read any more
         self.leaves: list[int] = []  # slots that no waiting call computes
         self.marked: list[Storage] = []
-        self.volatile = False  # some function reads what another changes as an effect
+        self.world: World | None = None  # kept alive by what waits, which is computed in it
 
     def slot(self, value: Value) -> int:
         slot = self.slots.get(id(value))
@@ -99,6 +99,7 @@ class Record:
             if len(self._calls.nodes) >= _MOST_CALLS:
                 self.flush()
             setup, calls = node.setup, self._calls
+            calls.world = self._world()
             sources = []
             for source in node.sources:
                 if source is None:
@@ -107,7 +108,6 @@ class Record:
                 slot = calls.slot(source)
                 sources.append(slot)
                 storage = calls.data[slot]._storage
-                calls.volatile = calls.volatile or storage.volatile
                 if storage.record is None:
                     storage.record = self
                     calls.marked.append(storage)
@@ -147,9 +147,8 @@ class Record:
             for storage in calls.marked:
                 storage.record = None
             calls.marked.clear()
-            world = self._world()
-            assert world is not None
-            with world_scope(world), np.errstate(all="ignore"):
+            assert calls.world is not None
+            with world_scope(calls.world), np.errstate(all="ignore"):
                 try:
                     if not _run_program(calls):
                         _walk(calls)
@@ -217,8 +216,6 @@ _structures_lock = threading.Lock()
 
 def _run_program(calls: _Calls) -> bool:
     """Run calls as a program; False where there is none yet, or it would not do."""
-    if calls.volatile:
-        return False
     held = []
     for slot in range(len(calls.data)):
         each = calls.data[slot]
@@ -251,6 +248,9 @@ def _run_program(calls: _Calls) -> bool:
     kept = []
     for node, (slots, saved) in zip(nodes, structure.kept, strict=True):
         arrays = [data[slot] for slot in slots]
+        for each in arrays:
+            if each._storage.volatile:
+                return False  # the walk keeps copies of what a function changes as an effect
         for spec in saved:
             storages.append(Storage(spec.shape, spec.dtype, None))
             arrays.append(NdArray._of(storages[-1], spec.shape))

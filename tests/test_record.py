@@ -254,6 +254,35 @@ def test_worlds_and_threads_have_records_of_their_own():
     assert found == [6.0]
 
 
+def test_what_waits_can_be_computed_after_its_world():
+    def work():
+        with nn.auto_forward(defer=True):
+            return leaf([4.0]) * 0.5
+
+    import distnn.communicators as C
+
+    results = C.run_threads(work, 2)
+    gc.collect()
+    assert [float(y.d[0]) for y in results] == [2, 2]
+
+
+def test_networks_with_running_statistics_have_programs(executions):
+    nn.clear_parameters()
+
+    def step():
+        x = leaf(np.random.RandomState(0).randn(4, 3), False)
+        with nn.auto_forward(defer=True):
+            y = F.relu(PF.batch_normalization(x)) * 2.0
+        return y.d
+
+    first = step()
+    made = len(executions)
+    assert made == 3
+    np.testing.assert_array_equal(step(), first)
+    np.testing.assert_array_equal(step(), first)
+    assert len(executions) == made
+
+
 def test_a_record_keeps_no_world_alive():
     world = World()
     with world_scope(world), nn.auto_forward(defer=True):
