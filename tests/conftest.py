@@ -8,7 +8,9 @@ compiled kernels), "gpu", or "emulated", which is the GPU backend on the emulato
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -34,7 +36,13 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest asks for it
 def pytest_configure(config):
+    if config.getoption("--with-mpi", False) and not config.option.basetemp:
+        # Ranks clean up pytest's usual folder at one time, and find in it what others remove.
+        folder = tempfile.mkdtemp(prefix="distnn-tests-")
+        config.option.basetemp = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # Programs that tests start take the same.
     kernels = "numba" if config.getoption("--device") == "numba" else "numpy"
     os.environ["DISTNN_CPU_KERNELS"] = kernels
