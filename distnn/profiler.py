@@ -60,7 +60,9 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
        1-0  d2, 2 -> d0  tanh, mul_scalar
     """
     if variable.parent is None:
-        raise GraphError("[listing] this Variable is a leaf: no function computes it; pass a result")
+        raise GraphError(
+            "[listing] this Variable is a leaf: no function computes it; pass a result"
+        )
     plan = plans.plan(Graph([variable._value]))
     forward = _forward(plan, clear_buffer, clear_no_need_grad)
     backward = () if clear_buffer else _backward(plan)
