@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from . import transfer
-from .errors import ContextError
+from .dtypes import BFLOAT16, of_text
+from .errors import ContextError, MissingExtraError
 from .formula import Assignments, run_chunks
-from .function import Function, Spec
-from .kernels import backends, get_cpu_kernels
+from .function import Function, Rule, Spec
+from .kernels import backends, compiler_loads, get_cpu_kernels, numba_problem
 from .memory import pool
 from .namespace import NumpyNamespace, raise_label_error
 from .random import Draw
@@ -36,6 +37,7 @@ class Backend:
     name: str  # of the memory: parameters of backends of one name share slabs
     dtype: np.dtype  # of function outputs
     parameter_dtype: np.dtype  # of parameters and their gradients
+    update_dtype: np.dtype  # in which functions read what they update: running statistics
     xp: Any
     current = True  # False once it gave way to another, which contexts then ask for
 
@@ -71,6 +73,14 @@ class Backend:
         if array.dtype == dtype and self.holds(array):
             return array
         return self.convert(array, dtype)
+
+    def takes_gradient(self, dtype: np.dtype) -> bool:
+        """Whether fast backwards write gradients of this dtype."""
+        return dtype == self.dtype
+
+    def rule(self, rule: Rule) -> Rule:
+        """A gradient rule as this backend computes it."""
+        return rule
 
     def packed(self, array: Any) -> Any:
         """`array`, or a C-contiguous copy where a fast backward needs its gradients to be so."""
@@ -113,7 +123,7 @@ class CpuBackend(Backend):
 
     def __init__(self, type_config: str) -> None:
         self.type_config = type_config
-        self.dtype = float_dtype("cpu", type_config)
+        self.dtype = self.update_dtype = float_dtype("cpu", type_config)
         # Half precision is for activations; an optimizer needs float32 weights.
         self.parameter_dtype = np.dtype(np.float64 if type_config == "double" else np.float32)
 
@@ -184,15 +194,60 @@ def float_dtype(name: str, type_config: str) -> np.dtype:
     return np.dtype(_DTYPES[type_config])
 
 
-def cpu_backend(type_config: str) -> CpuBackend:
+def output_dtype(name: str, type_config: str, precision: str) -> np.dtype:
+    """The dtype of function outputs: precision "bf16" and "fp16" make of float32 what they say.
+
+    type_config "half" asks for two bytes: NNabla's float16, unless precision says "bf16".
+    """
+    dtype = float_dtype(name, type_config)
+    if precision not in ("bf16", "fp16"):
+        return dtype
+    if dtype == np.float64:
+        raise ContextError(
+            f"[Context] precision is {precision!r} but type_config {type_config!r}, which asks for "
+            f"{dtype}; pass type_config='float' with it"
+        )
+    if precision == "fp16":
+        return np.dtype(np.float16)
+    try:
+        return of_text(BFLOAT16)
+    except MissingExtraError:
+        raise MissingExtraError(
+            "[Context] precision 'bf16' needs the package ml_dtypes, which has NumPy's dtype of "
+            "bfloat16; pip install ml_dtypes"
+        ) from None
+
+
+def cpu_backend(type_config: str, precision: str = "highest") -> CpuBackend:
     """The backend of the host with the kernels that are chosen now."""
-    return _cpu_backend(type_config, get_cpu_kernels())
+    kernels = get_cpu_kernels()
+    if output_dtype("cpu", type_config, precision) == np.float16:
+        type_config = "half" if type_config == "float" else type_config
+    if precision == "bf16":
+        _require_compiler(kernels)
+    return _cpu_backend(type_config, precision if precision == "bf16" else "", kernels)
+
+
+def _require_compiler(kernels: str) -> None:
+    needs = "[Context] precision 'bf16' on the CPU needs compiled kernels, but "
+    if numba_problem() is not None:
+        raise MissingExtraError(f"{needs}{numba_problem()}; pip install 'distnn[cpu]'")
+    if kernels != "numba":
+        raise ContextError(
+            f"{needs}kernels {kernels!r} are chosen; call nn.set_cpu_kernels('numba')"
+        )
+    if not compiler_loads():
+        raise MissingExtraError(f"{needs}Numba cannot be imported; pip install 'distnn[cpu]'")
 
 
 @functools.cache
-def _cpu_backend(type_config: str, kernels: str) -> CpuBackend:
+def _cpu_backend(type_config: str, precision: str, kernels: str) -> CpuBackend:
     backend = CpuBackend(type_config)
-    if kernels == "numba":
+    if precision:
+        from .cpu.bfloat16_backend import Bfloat16Backend
+
+        backend = Bfloat16Backend(type_config)
+    elif kernels == "numba":
         from .cpu.backend import NumbaBackend
 
         backend = NumbaBackend(type_config)

@@ -102,10 +102,11 @@ class Context:
         device_id: number of the device, as text or int; "auto" is that of this rank: its number
             among the ranks of this machine. Where a rank sees one GPU only, as launchers and Slurm
             arrange it, it is that one.
-        precision: of products of matrices and convolutions on a GPU. "highest" is float32;
-            "tf32" rounds their inputs to 10 bits of mantissa, on tensor cores. "bf16" and "fp16"
-            make the results of all functions bfloat16 or float16; parameters, their gradients and
-            sums inside of functions stay float32.
+        precision: "highest" is float32; "tf32" rounds the inputs of products of matrices and
+            convolutions to 10 bits of mantissa, on a GPU's tensor cores. "bf16" and "fp16" make
+            the results of all functions bfloat16 or float16; parameters, their gradients and sums
+            inside of functions stay float32. "bf16" also goes with type_config "half", on the CPU
+            it needs distnn[cpu]: docs/cpu.md.
 
     >>> import distnn as nn
     >>> nn.Context(["cpu:float"]).backend
@@ -178,12 +179,7 @@ def _resolve(
     for text in backends:
         name, _, type_config = text.partition(":")
         if name == "cpu":
-            if precision == "bf16":
-                raise ContextError(
-                    "[Context] precision 'bf16' needs a GPU; on the CPU use 'highest' or 'fp16'"
-                )
-            halved = precision == "fp16" and type_config in ("", "float")
-            return cpu_backend("half" if halved else type_config or "float")
+            return cpu_backend(type_config or "float", precision)
         if name in ("cuda", "cudnn"):
             from .ext_utils import require_cupy
 

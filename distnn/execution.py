@@ -444,7 +444,7 @@ class _Bindings(NamedTuple):
 def _gradient_memory(grad: NdArray, shape: Any, backend: Backend) -> Any:
     """Where a leaf's first gradient is written: straight into place, if that is overwritten."""
     storage = grad._storage
-    if storage.zeroing and grad._whole() and storage.dtype == backend.dtype:
+    if storage.zeroing and grad._whole() and backend.takes_gradient(storage.dtype):
         array = storage.array
         if array is None:
             array = storage.allocate(storage.dtype, backend)

@@ -35,7 +35,7 @@ def get_extension_context(
         ext_name: "cpu"; "cudnn" and "cuda" are the GPU.
         device_id: number of the device, as text or int; "auto" is this rank's, see Context.
         type_config: "float" (float32), "half" (float16) or "double" (float64).
-        precision: of products and convolutions on a GPU; see Context.
+        precision: of products and convolutions, and of results; see Context.
     Raises: MissingExtraError or ContextError, with what to install or do, where the extension
         cannot be used; never a context of another device.
 

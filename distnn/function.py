@@ -312,9 +312,7 @@ class Setup:
         # Positions of the inputs that are read as integers, and their names.
         self.index_names = {i: n for i, n in enumerate(names) if n in declaration.indices}
         specs = [
-            None
-            if shape is None
-            else Spec(shape, _INDEX if i in self.index_names else backend.dtype)
+            None if shape is None else Spec(shape, self._input_dtype(names[i]))
             for i, shape in enumerate(shapes)
         ]
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
@@ -332,6 +330,12 @@ class Setup:
         self.differentiable = tuple(self.rule(i) is not None for i in range(len(shapes)))
         self.shared = False
         self._reads: dict[tuple[bool, ...], Reads] = {}
+
+    def _input_dtype(self, name: str) -> np.dtype:
+        if name in self.declaration.indices:
+            return _INDEX
+        updated = name in self.declaration.updates
+        return self.backend.update_dtype if updated else self.backend.dtype
 
     @property
     def n_outputs(self) -> int:
@@ -356,7 +360,8 @@ class Setup:
         """The gradient rule of input number `index`."""
         declaration = self.declaration
         name = declaration.inputs[0 if declaration.variadic else index]
-        return declaration.rules.get(name)
+        rule = declaration.rules.get(name)
+        return None if rule is None else self.backend.rule(rule)
 
     def reads(self, need: tuple[bool, ...]) -> Reads:
         """Which arrays the gradients of the inputs in `need` read."""

@@ -312,7 +312,7 @@ class NdArray:
         host = storage.host
         if mode == "w" and self._whole():
             array = storage.writable()
-            if not transfer.on_host(array):
+            if not transfer.is_visible(array):
                 dtype = transfer.host_dtype(array.dtype)
                 host = np.empty(storage.shape, dtype) if host is None else host
         elif host is None:
@@ -320,7 +320,7 @@ class NdArray:
                 # The user looks before any function does: values begin their life on the host.
                 storage.allocate(storage.dtype, transfer.host_backend())
             array = storage.materialize()
-            host = None if transfer.on_host(array) else transfer.to_host(array)
+            host = None if transfer.is_visible(array) else transfer.visible(array)
         if mode == "r":
             values = self._view(array if host is None else host).view()
             values.flags.writeable = False

@@ -20,6 +20,11 @@ def on_host(array: Any) -> bool:
     return isinstance(array, np.ndarray)
 
 
+def is_visible(array: Any) -> bool:
+    """True where users see the memory itself, not a copy of it on the host."""
+    return on_host(array) and array.dtype.char != "E"
+
+
 def copy(target: Any, source: Any) -> None:
     """target[...] = source, whatever memory they are in; dtypes of the same kind."""
     if on_host(target) and on_host(source):
@@ -46,6 +51,12 @@ def address(array: Any) -> int:
     if on_host(array):
         return array.__array_interface__["data"][0]
     return array.data.ptr
+
+
+def visible(array: Any) -> np.ndarray:
+    """A copy on the host of an array that is not visible."""
+    values = to_host(array)
+    return values.astype(host_dtype(values.dtype), copy=False)
 
 
 def backend_of(array: Any) -> Any:

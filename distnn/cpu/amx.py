@@ -17,6 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from .bfloat16 import rounded
 from .compiler import kernel
 from .simd import LANES, address, has_feature, literal_intrinsic
 
@@ -146,15 +147,6 @@ def multiply(shapes, a, a_block, b, depth, c, c_block, columns, start, stop):
 
 
 @kernel
-def _rounded(bits):
-    """Bits of a float32 as those of the nearest bfloat16, of two as near the even one."""
-    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
-        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))  # NaN, and quiet
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.uint16((bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
-
-
-@kernel
 def to_left(bits, out, block):
     """The bits of a float32 matrix (R, K) as bfloat16 (K / 32, *, 32), with zeros up to K."""
     rows, columns = bits.shape
@@ -162,7 +154,7 @@ def to_left(bits, out, block):
         for r in range(rows):
             place = k // DEPTH * block + r * DEPTH
             for i in range(DEPTH):
-                out[place + i] = _rounded(bits[r, k + i]) if k + i < columns else np.uint16(0)
+                out[place + i] = rounded(bits[r, k + i]) if k + i < columns else np.uint16(0)
 
 
 @kernel
@@ -173,4 +165,4 @@ def to_right(bits, out, depth):
     for k in range(rows):
         for n in range(columns):
             pair = (n // SIDE * depth * SIDE + k // 2) * SIDE + n % SIDE
-            out[2 * pair + k % 2] = _rounded(bits[k, n])
+            out[2 * pair + k % 2] = rounded(bits[k, n])

@@ -3,6 +3,7 @@
 A loop is written from the formula's syntax tree, as NumPy's and CUDA's kernels are. It rounds each
 operation as NumPy does; exp and its like are those of mathematics.py. What a loop cannot do,
 or NumPy does as fast, is left to NumPy: `run` and `evaluate` say whether they did it.
+bfloat16 is computed in float32, and rounded once when it is stored.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..formula import Assignments, Formula, operation
 from ..formula_lines import Lines, UnknownOperation, written
 from ..threads import parallel_for
 from . import mathematics
+from .bfloat16 import bits, load, store
 from .compiler import cache_folder, kernel
 
 # Python of each operation, by NumPy's name, for elements of dtype T. Comparisons give 1 and 0;
@@ -58,6 +60,10 @@ _OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "expm1", "log", "log1p",
 # Operations that NumPy does in one pass over memory, as fast as a loop of ours.
 _ONE_PASS = {*_TEXTS, *_OF_FLOAT32} - {"where", "sigmoid"}
 
+# Of elements that loops take; bfloat16 is seen as uint16.
+_BFLOAT16 = "H"
+_DTYPES = "fd" + _BFLOAT16
+
 # Elements from which on a loop goes to several threads, and of a part.
 _PARALLEL = 262_144
 _PART = 65_536
@@ -72,6 +78,7 @@ def evaluate(
         arrays, numbers: in the order of the formula's names.
         out: may be one of the arrays, but not overlap one in another way.
     """
+    out, *arrays = map(bits, (out, *arrays))
     layout = _layout(out, arrays)
     if layout is None:
         return False
@@ -101,7 +108,7 @@ def run(rule: Assignments, arrays: Sequence[np.ndarray], numbers: Sequence[float
 
 def _in_one_piece(arrays: Sequence[np.ndarray]) -> bool:
     shape, dtype = arrays[0].shape, arrays[0].dtype
-    return dtype.char in "fd" and all(
+    return dtype.char in _DTYPES and all(
         a.shape == shape and a.dtype == dtype and a.flags.c_contiguous for a in arrays
     )
 
@@ -124,7 +131,7 @@ def _layout(out: np.ndarray, arrays: Sequence[np.ndarray]) -> _Layout | None:
     """None where a loop cannot follow."""
     if _in_one_piece((out, *arrays)):
         return _Layout((out.size,), (FULL,) * len(arrays))
-    if out.dtype.char not in "fd" or not out.flags.c_contiguous:
+    if out.dtype.char not in _DTYPES or not out.flags.c_contiguous:
         return None
     channels: set[tuple[int, int, int]] = set()
     kinds = []
@@ -178,21 +185,24 @@ def _formula_loop(
     except UnknownOperation:
         return None
     single = operation(formula.tree)[0] if len(lines.operations) == 1 else ""
-    if not lines.operations or (axes == 1 and single in _ONE_PASS):
+    half = dtype.char == _BFLOAT16
+    if not half and (not lines.operations or (axes == 1 and single in _ONE_PASS)):
         return None
+    element = "load({})" if half else "{}"
     full, loads, before = ["out"], [], []
     for i, kind in enumerate(kinds):
         if kind == OUT:
-            loads.append(f"a{i} = out[{_INDICES[axes]}]")
+            loads.append(f"a{i} = " + element.format(f"out[{_INDICES[axes]}]"))
         elif kind == FULL:
             full.append(f"pa{i}")
-            loads.append(f"a{i} = pa{i}[{_INDICES[axes]}]")
+            loads.append(f"a{i} = " + element.format(f"pa{i}[{_INDICES[axes]}]"))
         elif kind == CHANNEL:
-            loads.append(f"a{i} = pa{i}[c]")
+            loads.append(f"a{i} = " + element.format(f"pa{i}[c]"))
         else:
-            before.append(f"a{i} = pa{i}[0]")
+            before.append(f"a{i} = " + element.format(f"pa{i}[0]"))
     pointers = ["out", *(f"pa{i}" for i, kind in enumerate(kinds) if kind != OUT)]
-    body = [*loads, *lines.statements, f"out[{_INDICES[axes]}] = {result}"]
+    value = f"store({result})" if half else result
+    body = [*loads, *lines.statements, f"out[{_INDICES[axes]}] = {value}"]
     return _loop(str(formula), lines, pointers, full, before, axes, body)
 
 
@@ -216,6 +226,7 @@ def _rule_loop(rule: Assignments, dtype: np.dtype) -> _Loop | None:
 
 
 def _lines(arrays: Sequence[str], numbers: Sequence[str], dtype: np.dtype) -> Lines:
+    dtype = np.dtype(np.float32) if dtype.char == _BFLOAT16 else dtype
     texts = _TEXTS | _OF_FLOAT32 if dtype.char == "f" else _TEXTS
     return Lines(arrays, numbers, dtype, dtype, texts, largest=repr(float(np.finfo(dtype).max)))
 
@@ -252,6 +263,7 @@ def _compiled(name: str, source: str, dtype: type) -> Any:
     text = f"# T is {dtype.__name__}\n{source}"
     scope: dict[str, Any] = {
         "__name__": __name__, "T": dtype, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
+        "load": load, "store": store,
         **{name: getattr(mathematics, name) for name in _OF_FLOAT32},
     }  # fmt: skip
     exec(compile(text, _kept(name, text), "exec"), scope)

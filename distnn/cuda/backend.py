@@ -9,15 +9,13 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..backend import Backend, float_dtype
-from ..errors import ContextError, MissingExtraError
+from ..backend import Backend, output_dtype
 from ..formula import Assignments
 from ..function import Function, Spec
 from ..random import Draw
 from ..transfer import device_is_used
 from . import elementwise, labels, memory, multi_tensor, random, transfer, twin
 from .device import check_device
-from .kernels import FLOATS
 from .namespace import CudaNamespace
 
 
@@ -29,7 +27,7 @@ class CudaBackend(Backend):
         self.device = device
         self.precision = precision
         self.name = f"cuda:{device}"
-        self.dtype = _output_dtype(type_config, precision)
+        self.dtype = self.update_dtype = output_dtype("cudnn", type_config, precision)
         self.parameter_dtype = np.dtype(np.float64 if type_config == "double" else np.float32)
         self.xp = CudaNamespace(self)
         device_is_used()
@@ -79,25 +77,6 @@ class CudaBackend(Backend):
 
     def any_of(self, test: str, arrays: Sequence[Any]) -> bool:
         return multi_tensor.any_of(test, arrays)
-
-
-def _output_dtype(type_config: str, precision: str) -> np.dtype:
-    """The dtype of function outputs; "bf16" and "fp16" make of float32 what they say."""
-    dtype = float_dtype("cudnn", type_config)
-    wanted = {"bf16": "E", "fp16": "e"}.get(precision)
-    if wanted is None or wanted == dtype.char:
-        return dtype
-    if dtype.char != "f":
-        raise ContextError(
-            f"[Context] precision is {precision!r} but type_config {type_config!r}, which asks for "
-            f"{dtype}; pass type_config='float' with it"
-        )
-    if wanted not in FLOATS:
-        raise MissingExtraError(
-            "[Context] precision 'bf16' needs the package ml_dtypes, which has NumPy's dtype of "
-            "bfloat16; pip install ml_dtypes"
-        )
-    return FLOATS[wanted]
 
 
 @functools.cache

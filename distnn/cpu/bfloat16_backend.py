@@ -1,0 +1,194 @@
+"""The host as a backend of mixed precision: results of functions are bfloat16.
+
+Parameters, their gradients, running statistics and sums inside of functions are float32. What has
+no kernel for bfloat16 is computed in float32 and rounded once: `Widened` for functions,
+`Bfloat16Backend.rule` for gradient rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..formula import Formula
+from ..function import Function, Rule, Spec
+from ..functions.elementwise import Elementwise
+from ..twin import Twin
+from . import twin
+from .backend import NumbaBackend, NumbaNamespace
+from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
+from .elementwise import evaluate
+from .twin import implementation
+
+if TYPE_CHECKING:
+    from ..namespace import Axes
+
+# Functions that only move numbers: NumPy moves those of two bytes, and so do their gradients.
+_MOVING = frozenset({"concatenate", "reshape", "slice", "split", "stack", "transpose"})
+# Where kernels for bfloat16 are, in this room, by the functions' class.
+_TWINS: dict[str, str] = {}
+
+
+class Bfloat16Namespace(NumbaNamespace):
+    """As namespace.NumpyNamespace, for arrays of bfloat16."""
+
+    def __init__(self, backend: Bfloat16Backend) -> None:
+        self._backend = backend
+
+    def call(self, function: Function, *arrays: Any, **operands: Any) -> Any:
+        results = self._backend.implementation(function, arrays).forward(self, *arrays, **operands)
+        if not isinstance(results, tuple):
+            return results
+        n = len(function.declaration.outputs)
+        return results[0] if n == 1 else results[:n]
+
+    def evaluate(
+        self,
+        formula: Formula,
+        arrays: Mapping[str, np.ndarray],
+        numbers: Mapping[str, float],
+        out: np.ndarray,
+    ) -> np.ndarray:
+        if out.size >= twin.SMALLEST:
+            values = [arrays[name] for name in formula.arrays]
+            if evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
+                return out
+        values_wide = {name: wide(arrays[name]) for name in formula.arrays}
+        return put(formula.evaluate(values_wide, numbers, self.empty(out.shape, FLOAT32)), out)
+
+    def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
+        return _narrow(super().sum(wide(x), axis, keepdims))
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        product = super().matmul(wide(a), wide(b))
+        return _narrow(product) if out is None else put(product, out)
+
+
+class Widened(Twin):
+    """A function computed in float32 whose results are rounded."""
+
+    def __init__(self, function: Function, specs: Sequence[Any]) -> None:
+        super().__init__(function)
+        self._carrier = implementation(function, [_wide_spec(spec) for spec in specs])
+        self._xp = NumbaBackend.xp
+
+    def scratch(self, *specs: Any) -> int:
+        return self._carrier.scratch(*map(_wide_spec, specs))
+
+    def forward(self, xp: Any, *arrays: Any, out: Any = None, **options: Any) -> Any:
+        results = self._carrier.forward(self._xp, *map(wide, arrays), **options)
+        single = not isinstance(results, tuple)
+        found = [results] if single else list(results)
+        # Updates of running statistics follow, which stay float32.
+        places = [] if out is None else [out] if single else list(out)
+        n = len(self.function.declaration.outputs)
+        for i, place in enumerate(places):
+            found[i] = put(found[i], place)
+        for i in range(len(places), n if out is None else len(places)):
+            found[i] = _narrow(found[i])
+        return found[0] if single else tuple(found)
+
+    def backward(self, xp: Any, need: Any, *, out: Any, **options: Any) -> None:
+        values = {name: _widened(value) for name, value in options.items()}
+        places = [
+            xp.empty(o.shape, FLOAT32) if o is not None and is_bfloat16(o) else o for o in out
+        ]
+        inputs = self.function.declaration.per_input(places)
+        self._carrier.backward(self._xp, need, **values, out=inputs)
+        for place, o in zip(places, out, strict=True):
+            if place is not o:
+                put(place, o)
+
+
+class Bfloat16Backend(NumbaBackend):
+    """NumPy on the host, with results of bfloat16 and parameters of float32."""
+
+    def __init__(self, type_config: str) -> None:
+        super().__init__("float")
+        self.type_config = type_config
+        self.dtype = dtype()
+        self.update_dtype = FLOAT32
+        self.xp = Bfloat16Namespace(self)
+        self._rules: dict[Rule, Rule] = {}
+
+    def __repr__(self) -> str:
+        return f"cpu:{self.type_config} (precision bf16)"
+
+    def takes_gradient(self, dtype: np.dtype) -> bool:
+        return dtype in (self.dtype, FLOAT32)
+
+    def add(self, a: Any, b: Any, out: np.ndarray) -> None:
+        put(np.add(wide(a), wide(b)), out)
+
+    def convert(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        if isinstance(array, np.ndarray) and {array.dtype, dtype} == {self.dtype, FLOAT32}:
+            return converted(array)
+        return super().convert(array, dtype)
+
+    def whole_numbers(self, array: np.ndarray, message: str) -> np.ndarray:
+        return super().whole_numbers(wide(array), message)
+
+    def implementation(self, function: Function, specs: Sequence[Any]) -> Any:
+        if isinstance(function, Elementwise) or function.name in _MOVING or not specs:
+            return function
+        found = _twin(type(function).__name__)
+        if found is not None and found.suits(function, *specs):
+            return found(function)
+        return Widened(function, specs)
+
+    def rule(self, rule: Rule) -> Rule:
+        """A gradient rule, on arrays of bfloat16 computed in float32 and rounded once."""
+        if rule.formula is not None:
+            return rule
+        found = self._rules.get(rule)
+        if found is None:
+            found = self._rules[rule] = rule._replace(compute=self._in_float32(rule.compute))
+        return found
+
+    def _in_float32(self, compute: Any) -> Any:
+        @functools.wraps(compute)
+        def wider(function: Function, xp: Any, **values: Any) -> Any:
+            if xp is not self.xp:  # it is recorded
+                return compute(function, xp, **values)
+            if function.name in _MOVING:
+                return compute(function, xp, **values)
+            found = {name: _widened(value) for name, value in values.items()}
+            return _narrow(compute(function, NumbaBackend.xp, **found))
+
+        return wider
+
+    def sums_of_squares(self, arrays: Sequence[np.ndarray]) -> list[float]:
+        return super().sums_of_squares([wide(a) for a in arrays])
+
+
+@functools.cache
+def _twin(name: str) -> Any:
+    path = _TWINS.get(name)
+    if path is None:
+        return None
+    module, _, cls = path.rpartition(".")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), cls)
+
+
+def _wide_spec(spec: Any) -> Spec | None:
+    """Of an input in float32; arrays serve as specs."""
+    if spec is None:
+        return None
+    return Spec(tuple(spec.shape), FLOAT32 if is_bfloat16(spec) else spec.dtype)
+
+
+def _widened(value: Any) -> Any:
+    return tuple(map(wide, value)) if isinstance(value, tuple) else wide(value)
+
+
+def _narrow(array: Any) -> Any:
+    """float32 as bfloat16; anything else as it is."""
+    if isinstance(array, np.generic):
+        array = np.asarray(array)
+    if isinstance(array, np.ndarray) and array.dtype == FLOAT32:
+        return converted(array)
+    return array
