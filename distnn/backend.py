@@ -14,10 +14,10 @@ import numpy as np
 from . import transfer
 from .dtypes import BFLOAT16, of_text
 from .errors import ContextError, MissingExtraError
-from .formula import Assignments, run_chunks
+from .formula import CHUNK, Assignments, run_chunks
 from .function import Function, Rule, Spec
 from .kernels import backends, compiler_loads, get_cpu_kernels, numba_problem
-from .memory import pool
+from .memory import SMALLEST, pool
 from .namespace import NumpyNamespace, raise_label_error
 from .random import Draw
 
@@ -51,6 +51,14 @@ class Backend:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An uninitialised C-contiguous array."""
         raise NotImplementedError
+
+    def allocator(self, nbytes: int) -> Callable[..., Any]:
+        """What makes arrays of this size; `empty`, or what it comes to for this size."""
+        return self.empty
+
+    def runs_as_text(self, size: int) -> bool:
+        """Whether formulas of so many elements are computed as their NumPy text stands."""
+        return False
 
     def zeros(self, size: int, dtype: np.dtype) -> Any:
         """A flat array of zeros whose memory is not touched before it is written."""
@@ -135,6 +143,12 @@ class CpuBackend(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return pool.empty(shape, dtype)
+
+    def allocator(self, nbytes: int) -> Callable[..., Any]:
+        return np.empty if nbytes < SMALLEST else self.empty
+
+    def runs_as_text(self, size: int) -> bool:
+        return size < 2 * CHUNK
 
     def zeros(self, size: int, dtype: np.dtype) -> np.ndarray:
         return np.zeros(size, dtype)

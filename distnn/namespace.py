@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 Axes = int | Sequence[int] | None
 
 
+# Elements up to which to copy an array costs less than to make a view of it with strides of 0.
+_COPIED = 4096
+
+
 class NumpyNamespace:
     """NumPy's names, with those of the list where they differ from NumPy's."""
 
@@ -112,7 +116,11 @@ class NumpyNamespace:
         return x.reshape(shape)
 
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        return np.broadcast_to(x, shape)
+        if math.prod(shape) > _COPIED:
+            return np.broadcast_to(x, shape)
+        y = np.empty(shape, x.dtype)
+        np.copyto(y, x)
+        return y
 
     def channels(self, blocks: tuple[int, int, int]) -> Channels:
         """What works on the channels of (A, C, B) arrays."""
@@ -196,11 +204,13 @@ _ROWS = 64
 def array_sum(x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
     """Sum over axes, with blocked summation along every axis; half precision adds in float32."""
     shape, dtype = x.shape, x.dtype
-    # What the text below comes to, for gradients of small biases, and along the last axis.
+    # What the text below comes to, for gradients of small biases, along the last axis, over all.
     if axis == 0 and len(shape) == 2 and shape[0] <= _ROWS and not keepdims and dtype.char != "e":
         return np.add.reduce(x, 0)
     if axis == len(shape) - 1 and axis > 0 and dtype.char in "fd":
         return np.add.reduce(x, axis, keepdims=True) if keepdims else np.add.reduce(x, axis)
+    if isinstance(axis, tuple) and len(axis) == len(shape) and not keepdims and dtype.char in "fd":
+        return np.asarray(np.add.reduce(x.reshape(-1)))
     if axis is None:
         summed = list(range(x.ndim))
     else:

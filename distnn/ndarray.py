@@ -140,6 +140,14 @@ class Storage:
         self.host = None
         self.version += 1
 
+    def zero(self) -> None:
+        """Zeros, once somebody looks: the next gradient overwrites them."""
+        if self.record is not None:
+            self.record.flush()
+        self.written()
+        self.pending = 0
+        self.zeroing = True
+
     def place(self, array: Any) -> None:
         """Make `array` (C-contiguous) the memory of this storage."""
         self.array = array
@@ -358,9 +366,10 @@ class NdArray:
 
     def zero(self) -> None:
         """Fill with zeros; nothing is written before somebody reads."""
-        self.fill(0)
-        if self._whole():
-            self._storage.zeroing = True
+        if self._shape == self._storage.shape or self._whole():
+            self._storage.zero()
+        else:
+            self.fill(0)
 
     def fill(self, value: float) -> None:
         """Fill with a number, in the present dtype; nothing is written before somebody reads."""

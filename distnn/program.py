@@ -11,7 +11,7 @@ mix backends, or convert between functions, and then the walk is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,16 @@ import numpy as np
 from .backend import Backend
 from .derivative import sum_to_shape
 from .evaluation import read_indices, store
+from .formula import Formula
 from .formula_chain import Chain
-from .function import Binding, Kind, Setup
+from .function import Binding, Kind, Setup, Spec
 from .fusion import (
     FusedBackward,
     FusedForward,
     FusedRelu,
     FusedReluBackward,
     Number,
+    formula_of,
     fused_backward,
     fused_forward,
 )
@@ -42,6 +44,7 @@ class _Text:
 
     def __init__(self, backend: Backend) -> None:
         self._lines: list[str] = []
+        self.backend = backend
         self._names: dict[str, Any] = {
             "__name__": __name__,  # who looks for the user's line passes over these
             "xp": backend.xp,
@@ -63,6 +66,18 @@ class _Text:
 
     def use(self, **names: Any) -> None:
         self._names.update(names)
+
+    def empty(self, spec: Spec) -> str:
+        """Text of a new array."""
+        make = self.name("empty", self.backend.allocator(spec.size * spec.dtype.itemsize))
+        return f"{make}({self.name('shape', spec.shape)}, {self.name('dtype', spec.dtype)})"
+
+    def formula(self, formula: Formula, node: int, values: Mapping[str, str], out: str) -> None:
+        """out[...] = formula of these values and of a node's numbers."""
+        arrays = [values[name] for name in formula.arrays]
+        numbers = [f"nodes[{node}].operands[{name!r}]" for name in formula.numbers]
+        kernel = self.name("formula", formula.kernel)
+        self.add(f"{kernel}({', '.join([*arrays, *numbers, out])})")
 
     def function(self, signature: str) -> Callable[..., Any]:
         source = f"def program({signature}):\n" + "".join(f"    {line}\n" for line in self._lines)
@@ -131,11 +146,11 @@ def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int])
         call = plan.calls[node]
         inputs.append(_input(text, plan, call.setup, i, call.sources[i]))
     spec = plan.calls[fused.steps[0].node].setup.results[0]
-    shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
+    dtype = text.name("dtype", spec.dtype)
     for slot in fused.outputs:
         if slot in gone:
-            memory = f"empty({shape}, {dtype})" if fused.inplace is None else f"v{fused.inplace}"
-            text.add(f"v{slot} = {memory}")
+            inplace = fused.inplace
+            text.add(f"v{slot} = {text.empty(spec) if inplace is None else f'v{inplace}'}")
             continue
         text.add(
             f"v{slot} = storages[{slot}].array",
@@ -143,7 +158,7 @@ def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int])
             f"    v{slot} = storages[{slot}].allocate({dtype}, backend)",
         )
     outs = ", ".join(f"v{slot}" for slot in fused.outputs)
-    _chain(text, fused.chain, inputs, fused.numbers, outs)
+    _chain(text, fused.chain, spec.size, inputs, fused.numbers, outs)
     text.add(*[f"storages[{slot}].written()" for slot in fused.outputs if slot not in gone])
     for step in fused.steps:
         if True in plan.calls[step.node].need:
@@ -151,11 +166,20 @@ def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int])
 
 
 def _chain(
-    text: _Text, chain: Chain, inputs: Sequence[str], numbers: Sequence[Number], outs: str
+    text: _Text,
+    chain: Chain,
+    size: int,
+    inputs: Sequence[str],
+    numbers: Sequence[Number],
+    outs: str,
 ) -> None:
     values = ", ".join(f"nodes[{n.node}].operands[{n.operand!r}]" for n in numbers)
-    name = text.name("chain", chain)
-    text.add(f"xp.evaluate_chain({name}, [{', '.join(inputs)}], [{values}], [{outs}])")
+    if text.backend.runs_as_text(size):
+        kernel = text.name("chain", chain.kernel)
+        text.add(f"{kernel}({', '.join(filter(None, [outs, *inputs, values]))})")
+    else:
+        name = text.name("chain", chain)
+        text.add(f"xp.evaluate_chain({name}, [{', '.join(inputs)}], [{values}], [{outs}])")
 
 
 def _forward_step(
@@ -190,7 +214,6 @@ def _forward_step(
         return
     n_outputs = len(targets)
     takes_out = setup.declaration.takes_out
-    values = ", ".join(inputs)
     places: list[str | None] = []  # where the storage of each result is; None for a new one
     for i, spec in enumerate(setup.results):
         if i < n_outputs:
@@ -211,7 +234,15 @@ def _forward_step(
             elif inplace is not None:
                 text.add(f"o{i} = {inputs[inplace]}")
             else:
-                text.add(f"o{i} = empty({text.name('shape', spec.shape)}, {dtype})")
+                text.add(f"o{i} = {text.empty(spec)}")
+    formula = formula_of(setup)
+    if formula is not None and text.backend.runs_as_text(setup.results[0].size):
+        values = dict(zip(setup.declaration.inputs, inputs, strict=True))
+        text.formula(formula, k, values, "o0")
+        if places[0] is not None:
+            text.add(f"{places[0]}.written()")
+        text.add(f"v{targets[0]} = o0", "o0 = None")
+        return
     options = _options(text, k, setup)
     outs = [f"o{i}" for i in range(len(setup.results))]
     if takes_out:
@@ -228,7 +259,7 @@ def _forward_step(
             made = f"s = Storage({shape}, {dtype}, None)"
         else:
             made = f"s = {place}"
-        stored = [made, f"store(s, {result}, [{values}], backend)", f"{out} = s.array"]
+        stored = [made, f"store(s, {result}, [{', '.join(inputs)}], backend)", f"{out} = s.array"]
         if takes_out:
             text.add(f"if {result} is not {out}:", *[f"    {line}" for line in stored])
             if place is not None:
@@ -262,7 +293,7 @@ def _options(text: _Text, k: int, setup: Setup) -> list[str]:
     if setup.function.random:
         options.append(f"random=nodes[{k}].random()")
     if setup.scratch:
-        options.append(f"scratch=empty(({setup.scratch},), {text.name('dtype', _BYTES)})")
+        options.append(f"scratch={text.empty(Spec((setup.scratch,), _BYTES))}")
     return options
 
 
@@ -327,58 +358,106 @@ def _backward_step(
     setup = call.setup
     reads = setup.reads(step.need)
     text.add(f"a = nodes[{step.node}].kept_arrays()")
-    shapes = [text.name("shape", shape) for shape in setup.input_shapes]
-    dtype = text.name("dtype", setup.backend.dtype)
-    if reads.fast:
-        outer = [f"packed(g{slot})" if slot >= 0 else "None" for slot in targets]
-        outs = ["None"] * len(setup.input_shapes)
-        for c in step.contributions:
-            outs[c.source] = f"o{c.source}"
-            if c.leaf and c.first:
-                place = f"memory(grads[{c.slot}], {shapes[c.source]}, backend)"
-            else:
-                place = f"empty({shapes[c.source]}, {dtype})"
-            text.add(f"o{c.source} = {place}")
-        options = [_bound(text, b, step.node, outer) for b in reads.fast_bindings]
-        if setup.scratch:
-            size = f"({setup.scratch},)"
-            options.append(f"scratch=empty({size}, {text.name('dtype', _BYTES)})")
-        options.append(
-            f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))"
-        )
-        method = "backward"
-        if joined is not None:
-            method = "relu_backward"
-            node = joined.steps[0].node
-            options.append(f"y=nodes[{node}].kept_arrays()[{joined.result}]")
-        backward = text.name(method, getattr(setup.implementation, method))
-        text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
-    else:
-        outer = []
-        for i, slot in enumerate(step.targets):
-            if slot < 0:
-                shape = text.name("shape", setup.results[i].shape)
-                kind = text.name("dtype", setup.results[i].dtype)
-                text.add(f"e{i} = backend.full({shape}, 0, {kind})")
-            outer.append(f"g{slot}" if slot >= 0 else f"e{i}")
-        function = text.name("function", setup.function)
-        for index, rule, bindings in reads.by_rules:
-            compute = text.name("compute", rule.compute)
-            options = [_bound(text, b, step.node, outer) for b in bindings]
-            text.add(
-                f"o{index} = {compute}({function}, xp, {', '.join(options)})",
-                f"if o{index}.shape != {shapes[index]}:",
-                f"    o{index} = sum_to_shape(xp, o{index}, {shapes[index]})",
-            )
+    outer = [f"g{slot}" if slot >= 0 else "None" for slot in targets]
     own = "True"
+    if reads.fast:
+        _fast_backward(
+            text, step, setup, [f"packed({g})" if g != "None" else g for g in outer], joined
+        )
+    elif not _backward_formulas(text, step, setup, outer):
+        own = _backward_rules(text, step, setup, outer)
     for c in step.contributions:
         out = f"o{c.source}"
-        if not reads.fast:
-            others = ", ".join([*outer, "*a.values()"])
-            own = f"owns_memory({out}) and not any({out} is x for x in ({others}))"
-        _deliver(text, c, out, own, added)
+        _deliver(text, c, out, own.format(out), added)
     gone = [f"g{slot}" for slot in targets if slot >= 0]
     text.add(" = ".join([*gone, *{f"o{c.source}" for c in step.contributions}, "a", "None"]))
+
+
+def _gradient(text: _Text, c: Contribution, spec: Spec) -> str:
+    """Text of the memory of a gradient: its place, if it is the first to get there."""
+    if c.leaf and c.first:
+        return f"memory(grads[{c.slot}], {text.name('shape', spec.shape)}, backend)"
+    return text.empty(spec)
+
+
+def _fast_backward(
+    text: _Text,
+    step: BackwardStep,
+    setup: Setup,
+    outer: Sequence[str],
+    joined: FusedReluBackward | None,
+) -> None:
+    """All gradients by the function's own backward."""
+    reads = setup.reads(step.need)
+    outs = ["None"] * len(setup.input_shapes)
+    for c in step.contributions:
+        outs[c.source] = f"o{c.source}"
+        spec = Spec(setup.input_shapes[c.source] or (), setup.backend.dtype)
+        text.add(f"o{c.source} = {_gradient(text, c, spec)}")
+    options = [_bound(text, b, step.node, outer) for b in reads.fast_bindings]
+    if setup.scratch:
+        options.append(f"scratch={text.empty(Spec((setup.scratch,), _BYTES))}")
+    options.append(f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))")
+    method = "backward"
+    if joined is not None:
+        method = "relu_backward"
+        node = joined.steps[0].node
+        options.append(f"y=nodes[{node}].kept_arrays()[{joined.result}]")
+    backward = text.name(method, getattr(setup.implementation, method))
+    text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
+
+
+def _backward_formulas(text: _Text, step: BackwardStep, setup: Setup, outer: Sequence[str]) -> bool:
+    """The gradients as formulas, each at once; False where not all are formulas of small arrays."""
+    found = []
+    for c, (_, rule, bindings) in zip(
+        step.contributions, setup.reads(step.need).by_rules, strict=True
+    ):
+        if rule.formula is None or formula_of(setup) is None:
+            return False
+        values, shapes = {}, []
+        for b in bindings:
+            if b.kind is Kind.ARRAY:
+                values[b.name] = f"a[{b.key}]"
+                shapes.append((*setup.input_shapes, *(r.shape for r in setup.results))[b.key])
+            elif b.kind is Kind.OUTER:
+                values[b.name] = outer[b.key]
+                shapes.append(setup.results[b.key].shape)
+        spec = Spec(np.broadcast_shapes(*shapes), setup.backend.dtype)
+        if not text.backend.runs_as_text(spec.size):
+            return False
+        found.append((c, rule.formula, values, spec))
+    for c, formula, values, spec in found:
+        out, shape = f"o{c.source}", setup.input_shapes[c.source]
+        fits = spec.shape == shape
+        text.add(f"{out} = {_gradient(text, c, spec) if fits else text.empty(spec)}")
+        text.formula(formula, step.node, values, out)
+        if not fits:
+            text.add(f"{out} = sum_to_shape(xp, {out}, {text.name('shape', shape)})")
+    return True
+
+
+def _backward_rules(text: _Text, step: BackwardStep, setup: Setup, outer: Sequence[str]) -> str:
+    """The gradients by the rules; returns text of whether nobody else refers to one."""
+    outer = list(outer)
+    for i, slot in enumerate(step.targets):
+        if slot < 0:
+            shape = text.name("shape", setup.results[i].shape)
+            kind = text.name("dtype", setup.results[i].dtype)
+            outer[i] = f"e{i}"
+            text.add(f"e{i} = backend.full({shape}, 0, {kind})")
+    function = text.name("function", setup.function)
+    for index, rule, bindings in setup.reads(step.need).by_rules:
+        compute = text.name("compute", rule.compute)
+        options = [_bound(text, b, step.node, outer) for b in bindings]
+        shape = text.name("shape", setup.input_shapes[index])
+        text.add(
+            f"o{index} = {compute}({function}, xp, {', '.join(options)})",
+            f"if o{index}.shape != {shape}:",
+            f"    o{index} = sum_to_shape(xp, o{index}, {shape})",
+        )
+    others = ", ".join([*outer, "*a.values()"])
+    return f"owns_memory({{0}}) and not any({{0}} is x for x in ({others}))"
 
 
 def _deliver(text: _Text, c: Contribution, out: str, own: str, added: set[int]) -> None:
@@ -403,7 +482,6 @@ def _deliver(text: _Text, c: Contribution, out: str, own: str, added: set[int]) 
 
 def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[int]) -> None:
     spec = plan.calls[fused.steps[0].node].setup.results[0]
-    shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
     for node in dict.fromkeys(read.node for read in fused.inputs if read.slot < 0):
         text.add(f"a{node} = nodes[{node}].kept_arrays()")
     inputs = [
@@ -413,12 +491,9 @@ def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[in
     outs = []
     for i, (number, place) in enumerate(fused.outputs):
         c = fused.steps[number].contributions[place]
-        if c.leaf and c.first:
-            text.add(f"o{i} = memory(grads[{c.slot}], {shape}, backend)")
-        else:
-            text.add(f"o{i} = empty({shape}, {dtype})")
+        text.add(f"o{i} = {_gradient(text, c, spec)}")
         outs.append(f"o{i}")
-    _chain(text, fused.chain, inputs, fused.numbers, ", ".join(outs))
+    _chain(text, fused.chain, spec.size, inputs, fused.numbers, ", ".join(outs))
     for out, (number, place) in zip(outs, fused.outputs, strict=True):
         _deliver(text, fused.steps[number].contributions[place], out, "True", added)
     arrays = {f"a{read.node}" for read in fused.inputs if read.slot < 0}

@@ -6,6 +6,7 @@ or asks where they lie, does so here; what moves them on a device is in `cuda/tr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,9 +63,7 @@ def visible(array: Any) -> np.ndarray:
 def backend_of(array: Any) -> Any:
     """A backend that computes in the memory in which `array` lies."""
     if on_host(array):
-        from .backend import cpu_backend
-
-        return cpu_backend(_type_config(array.dtype))
+        return _cpu_backend()(_type_config(array.dtype))
     from .cuda.backend import cuda_backend
 
     return cuda_backend(_type_config(array.dtype), array.device.id)
@@ -76,9 +75,14 @@ def _type_config(dtype: np.dtype) -> str:
 
 def host_backend() -> Any:
     """A backend of the host's memory."""
+    return _cpu_backend()("float")
+
+
+@functools.cache
+def _cpu_backend() -> Any:
     from .backend import cpu_backend
 
-    return cpu_backend("float")
+    return cpu_backend
 
 
 def from_device(values: Any) -> Any:

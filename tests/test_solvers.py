@@ -179,6 +179,32 @@ def test_a_gradient_in_other_memory_is_followed():
     np.testing.assert_array_equal(w.d, np.full(4, -10))
 
 
+@every_solver
+def test_sets_of_parameters_alternate_while_memory_moves(name):
+    make, rule = RULES[name]
+    params = parameters(type_config="double")
+    solver = make()
+    solver.set_parameters(params)
+    expected = {k: p.d.copy() for k, p in params.items()}
+    states = {k: dict.fromkeys(solver.states, np.zeros(p.shape)) for k, p in params.items()}
+    counts = dict.fromkeys(params, 0)
+    for step in range(12):
+        if step == 5:  # new arrays of the same values
+            params["p0"].data = nn.NdArray.from_numpy_array(params["p0"].d)
+        if step == 7:
+            params["p1"].grad = nn.NdArray.from_numpy_array(params["p1"].g)
+        chosen = {k: p for i, (k, p) in enumerate(params.items()) if step % 3 != i}
+        solver.zero_grad()
+        give_gradients(chosen, step)
+        solver.update()
+        for k, p in chosen.items():
+            counts[k] += 1
+            expected[k] = rule(expected[k], p.g.copy(), states[k], counts[k])
+        for k, p in params.items():
+            np.testing.assert_allclose(p.d, expected[k], rtol=1e-11, atol=1e-12)
+            assert solver.get_states()[k].t == counts[k]
+
+
 def test_retained_state_moves_to_the_new_variable():
     """After clear_parameters and a rebuild the new Variables train, with the old state."""
     solver = S.Momentum(0.1, 0.5)

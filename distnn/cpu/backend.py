@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,10 +37,8 @@ class NumbaNamespace(NumpyNamespace):
         out: np.ndarray,
     ) -> np.ndarray:
         if out.size >= twin.SMALLEST and compiler_loads():
-            from . import elementwise
-
             values = [arrays[name] for name in formula.arrays]
-            if elementwise.evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
+            if _loops().evaluate(formula, values, [numbers[n] for n in formula.numbers], out):
                 return out
         return formula.evaluate(arrays, numbers, out)
 
@@ -62,17 +61,17 @@ class NumbaBackend(CpuBackend):
         # What kernels are given lies in one piece. A copy of a scalar would have an axis.
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
+    def runs_as_text(self, size: int) -> bool:
+        return size < twin.SMALLEST
+
     def implementation(self, function: Function, specs: Sequence[Spec | None]) -> Any:
         return implementation(function, specs)
 
     def run(self, rule: Assignments, jobs: Sequence[tuple[Sequence[Any], Sequence[float]]]) -> None:
         for arrays, numbers in jobs:
-            if arrays[0].size >= twin.SMALLEST and compiler_loads():
-                from . import elementwise
-
-                if elementwise.run(rule, arrays, numbers):
-                    continue
-            rule.run(arrays, numbers)
+            loops = _loops() if arrays[0].size >= twin.SMALLEST and compiler_loads() else None
+            if loops is None or not loops.run(rule, arrays, numbers):
+                rule.run(arrays, numbers)
 
     def sums_of_squares(self, arrays: Sequence[np.ndarray]) -> list[float]:
         return [self._sum_of_squares(a) for a in arrays]
@@ -83,3 +82,11 @@ class NumbaBackend(CpuBackend):
 
             return sum_of_squares(array)
         return super().sums_of_squares([array])[0]
+
+
+@functools.cache
+def _loops() -> Any:
+    """The module elementwise, which imports Numba; an import statement would cost each call."""
+    from . import elementwise
+
+    return elementwise

@@ -118,6 +118,9 @@ class Bfloat16Backend(NumbaBackend):
     def __repr__(self) -> str:
         return f"cpu:{self.type_config} (precision bf16)"
 
+    def runs_as_text(self, size: int) -> bool:
+        return False
+
     def takes_gradient(self, dtype: np.dtype) -> bool:
         return dtype in (self.dtype, FLOAT32)
 

@@ -108,9 +108,12 @@ def run(rule: Assignments, arrays: Sequence[np.ndarray], numbers: Sequence[float
 
 def _in_one_piece(arrays: Sequence[np.ndarray]) -> bool:
     shape, dtype = arrays[0].shape, arrays[0].dtype
-    return dtype.char in _DTYPES and all(
-        a.shape == shape and a.dtype == dtype and a.flags.c_contiguous for a in arrays
-    )
+    if dtype.char not in _DTYPES:
+        return False
+    for a in arrays:  # a generator would cost as much as a small loop takes
+        if a.shape != shape or a.dtype != dtype or not a.flags.c_contiguous:
+            return False
+    return True
 
 
 # How an array lies beside the result.
@@ -165,13 +168,14 @@ class _Loop(NamedTuple):
         self, arrays: Sequence[np.ndarray], numbers: Sequence[float], blocks: tuple[int, ...]
     ) -> None:
         size = arrays[0].size
-        shaped = [a.reshape(blocks if a.size == size else -1) for a in arrays]
+        if arrays[0].ndim != 1 or len(blocks) > 1:
+            arrays = [a.reshape(blocks if a.size == size else -1) for a in arrays]
         settings = self.settings(*numbers)
         if size < _PARALLEL:
-            self.kernel(0, blocks[0], *shaped, *settings)
+            self.kernel(0, blocks[0], *arrays, *settings)
         else:
             grain = max(1, _PART * blocks[0] // size)
-            parallel_for(lambda i, j: self.kernel(i, j, *shaped, *settings), blocks[0], grain)
+            parallel_for(lambda i, j: self.kernel(i, j, *arrays, *settings), blocks[0], grain)
 
 
 @functools.lru_cache(maxsize=4096)

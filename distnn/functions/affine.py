@@ -62,7 +62,7 @@ class Affine(Function):
         if need.w:
             xp.matmul(self._rows(xp, x, x.shape).T, dy2, out=self._matrix(xp, out.w))
         if need.b:
-            out.b[...] = xp.sum(dy2, 0).reshape(out.b.shape)
+            out.b.reshape(-1)[...] = xp.sum(dy2, 0)
 
     def _rows(self, xp: Any, a: Any, shape: tuple[int, ...]) -> Any:
         axis = self.base_axis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +28,7 @@ class _Reduction(Function, by_signature=False):
     keepdims: bool
 
     def shape(self, x: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
-        if keepdims:
-            return tuple(1 if i in self.axes else n for i, n in enumerate(x))
-        return tuple(n for i, n in enumerate(x) if i not in self.axes)
+        return _reduced_shape(x, self.axes, keepdims)
 
     def result(self, x: Spec) -> Spec:
         return Spec(self.shape(x.shape, self.keepdims), x.dtype)
@@ -37,6 +36,19 @@ class _Reduction(Function, by_signature=False):
     def expanded(self, xp: Any, y: Any, x_shape: Any) -> Any:
         """A result with the summed axes back, of length 1."""
         return xp.reshape(y, self.shape(x_shape, True))
+
+
+@functools.lru_cache(4096)
+def _reduced_shape(x: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
+    if keepdims:
+        return tuple(1 if i in axes else n for i, n in enumerate(x))
+    return tuple(n for i, n in enumerate(x) if i not in axes)
+
+
+@functools.lru_cache(4096)
+def _count(x: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Number of elements that are reduced to one."""
+    return math.prod(x[i] for i in axes)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Mean(_Reduction):
     """y = mean of x over axes."""
 
     def setup(self, x: Spec) -> Spec:
-        if math.prod(x.shape[i] for i in self.axes) == 0:
+        if _count(x.shape, self.axes) == 0:
             raise ShapeError(
                 f"[mean] x has shape {x.shape} and axis is {self.axes}: an empty axis has no mean; "
                 "pass one element or more"
@@ -66,12 +78,11 @@ class Mean(_Reduction):
         return self.result(x)
 
     def forward(self, xp: Any, x: Any) -> Any:
-        count = math.prod(x.shape[i] for i in self.axes)
-        return xp.sum(x, self.axes, self.keepdims) / count
+        return xp.sum(x, self.axes, self.keepdims) / _count(x.shape, self.axes)
 
     def grad_x(self, xp: Any, dy: Any, x_shape: Any) -> Any:
-        count = math.prod(x_shape[i] for i in self.axes)
-        return xp.broadcast(self.expanded(xp, dy, x_shape) * (1 / count), x_shape)
+        part = 1 / _count(x_shape, self.axes)
+        return xp.broadcast(self.expanded(xp, dy, x_shape) * part, x_shape)
 
 
 @function_api
@@ -139,7 +150,7 @@ class Extreme(_Reduction):
         return "max" if self.largest else "min"
 
     def setup(self, x: Spec) -> tuple[Spec, Spec]:
-        if math.prod(x.shape[i] for i in self.axes) == 0:
+        if _count(x.shape, self.axes) == 0:
             raise ShapeError(
                 f"[{self.name}] x has shape {x.shape} and axis is {self.axes}: an empty axis has "
                 f"no {self.name}; pass one element or more"

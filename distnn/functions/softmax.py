@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +136,10 @@ class SoftmaxCrossEntropy(Function):
         y = xp.subtract(x, peak, dtype=wide(x.dtype))
         picked = xp.take_along_axis(y, xp.maximum(target, 0), self.axis)
         total = xp.sum(xp.exp(y, out=y), self.axis, True)
-        return xp.where(target < 0, total.dtype.type(0), xp.log(total) - picked), peak, total
+        loss = xp.log(total)
+        loss -= picked
+        loss[target < 0] = 0
+        return loss, peak, total
 
     def grad_x(self, xp: Any, dy: Any, x: Any, target: Any, x_shape: Any) -> Any:
         hot = xp.call(OneHotLike.of(self.axis, x_shape[self.axis]), target)
@@ -146,9 +150,10 @@ class SoftmaxCrossEntropy(Function):
         self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any
     ) -> None:
         exact = total.dtype
-        dy = xp.where(target < 0, exact.type(0), dy)
         dx = xp.subtract(x, peak, out=out.x if x.dtype == exact else None, dtype=exact)
         xp.exp(dx, out=dx)
+        dy = xp.array(dy, exact)
+        dy[target < 0] = 0
         dx *= dy / total
         index = xp.maximum(target, 0)
         xp.put_along_axis(dx, index, xp.take_along_axis(dx, index, self.axis) - dy, self.axis)
@@ -158,12 +163,14 @@ class SoftmaxCrossEntropy(Function):
 
 def check_labels(function: str, xp: Any, t: Any, classes: int) -> None:
     """Raise LabelError unless every label is a class number or -1."""
-    xp.check_range(
-        t,
-        -1,
-        classes - 1,
-        f"[{function}] target holds {{value}} ({{wrong}} of {t.size} labels are out of range); "
-        f"with {classes} classes labels are 0 to {classes - 1}, or -1 to ignore",
+    xp.check_range(t, -1, classes - 1, _label_message(function, t.size, classes))
+
+
+@functools.lru_cache(1024)
+def _label_message(function: str, size: int, classes: int) -> str:
+    return (
+        f"[{function}] target holds {{value}} ({{wrong}} of {size} labels are out of range); "
+        f"with {classes} classes labels are 0 to {classes - 1}, or -1 to ignore"
     )
 
 

@@ -7,7 +7,6 @@ equal t; what it does to a run is the subclass's.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +20,15 @@ from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..hooks import solver_hooks
 from ..ndarray import NdArray, Storage
-from ..parameter_slab import Block, Run, attached, runs
+from ..parameter_slab import Block, Run, attached
 from ..variable import Variable
+from .active import ActiveRuns, Parameter
 from .jobs import by_backend, run, sums_of_squares
 
 SolverHook = Callable[[], object] | None
+
+# Sets of active parameters whose runs are kept: networks may differ from step to step.
+_MOST_RUNS = 64
 
 
 class SolverState:
@@ -37,20 +40,6 @@ class SolverState:
 
     def __repr__(self) -> str:
         return f"<SolverState {sorted(self.pstate)} t={self.t}>"
-
-
-class _Parameter:
-    """A registered parameter with its states; `states` are flat arrays."""
-
-    __slots__ = ("block", "key", "start", "states", "t", "variable")
-
-    def __init__(self, key: str, variable: Variable) -> None:
-        self.key = key
-        self.variable = variable
-        self.t = 0
-        self.states: dict[str, Any] = {}
-        self.block: Block | None = None
-        self.start = 0
 
 
 class Piece(NamedTuple):
@@ -89,10 +78,10 @@ class Solver:
         self._learning_rate = self._first_rate = float(learning_rate)
         self._fused_decay = fused_decay
         self._decay = fused_decay or 0.0  # of the next update
-        self._parameters: OrderedDict[str, _Parameter] = OrderedDict()
+        self._parameters: OrderedDict[str, Parameter] = OrderedDict()
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
-        # Of which memory they were made, and that memory: while it is held no other has its id.
-        self._runs: tuple[tuple[int, ...], list[Run], list[Any]] | None = None
+        # By the active parameters and which of them have equal step counts.
+        self._runs: dict[tuple[int, ...], ActiveRuns] = {}
 
     def step(self, pieces: Sequence[Piece]) -> None:
         """Update the parameters and states of the pieces by their gradients."""
@@ -158,11 +147,11 @@ class Solver:
                 self._parameters[key] = old
             else:
                 changed = True
-                parameter = _Parameter(key, variable)
+                parameter = Parameter(key, variable)
                 self._place_states(parameter, None)
                 self._parameters[key] = parameter
         if changed:
-            self._runs = None
+            self._runs.clear()
             self._drop_unused_blocks()
 
     def get_parameters(self) -> OrderedDict[str, Variable]:
@@ -178,14 +167,14 @@ class Solver:
                     f"{list(self._parameters)}"
                 )
             del self._parameters[key]
-        self._runs = None
+        self._runs.clear()
         self._drop_unused_blocks()
 
     def clear_parameters(self) -> None:
         """Forget all parameters and their states."""
         self.remove_parameters(list(self._parameters))
 
-    def _place_states(self, parameter: _Parameter, values: Mapping[str, Any] | None) -> None:
+    def _place_states(self, parameter: Parameter, values: Mapping[str, Any] | None) -> None:
         """Give states their memory, at the parameter's offset where that is in a slab."""
         data = parameter.variable.data
         slot = data._storage.home if attached(data) is not None else None
@@ -221,11 +210,12 @@ class Solver:
     def zero_grad(self) -> None:
         """Mark all gradients as zero: the next backward overwrites them. Touches no memory."""
         for parameter in self._parameters.values():
-            parameter.variable.grad.zero()
+            parameter.variable._value.grad.zero()
 
-    def _active(self) -> list[_Parameter]:
+    def _active(self) -> list[Parameter]:
         """Parameters that got a gradient since zero_grad; others are skipped everywhere."""
-        return [p for p in self._parameters.values() if not p.variable.grad._storage.zeroing]
+        parameters = self._parameters.values()
+        return [p for p in parameters if not p.variable._value.grad._storage.zeroing]
 
     def _gradients(self) -> list[Any]:
         return [_memory(p.variable.grad) for p in self._active()]
@@ -235,7 +225,7 @@ class Solver:
     ) -> None:
         """Multiply all gradients by `scale`."""
         with _Hooked(pre_hook, post_hook):
-            run(_SCALE, [([found.grad], [float(scale)]) for found in self._active_runs()])
+            run(_SCALE, [([found.grad], [float(scale)]) for found in self._active_runs().runs])
 
     def weight_decay(
         self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
@@ -249,7 +239,8 @@ class Solver:
                 self._decay = float(decay_rate)
             elif decay_rate != 0:
                 rate = [float(decay_rate)]
-                run(_DECAY, [([found.grad, found.data], rate) for found in self._active_runs()])
+                found = self._active_runs().runs
+                run(_DECAY, [([each.grad, each.data], rate) for each in found])
 
     def weight_decay_is_fused(self) -> bool:
         """True if weight decay is part of the update rule."""
@@ -288,7 +279,7 @@ class Solver:
 
     def _check(self, test: str, pre_hook: SolverHook, post_hook: SolverHook) -> bool:
         with _Hooked(pre_hook, post_hook):
-            groups = by_backend((found.grad for found in self._active_runs()), lambda g: g)
+            groups = by_backend((found.grad for found in self._active_runs().runs), lambda g: g)
             return any(backend.any_of(test, grads) for backend, grads in groups)
 
     # -- update -------------------------------------------------------------------------------
@@ -314,57 +305,42 @@ class Solver:
         stay as they are.
         """
         with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
-            pieces, updated = [], []
-            for found in self._active_runs():
-                members = [self._by_number[i] for i in found.members]
-                first = members[0]
-                states = [
-                    first.states[name]
-                    if found.block is None or len(members) == 1
-                    else self._state_block(found.block, name)[found.start : found.stop]
-                    for name in self.states
-                ]
-                pieces.append(Piece([found.data, found.grad, *states], first.t + 1))
-                updated += members
-            self.step(pieces)
-            for parameter in updated:
-                parameter.t += 1
-                parameter.variable.data._storage.version += 1
+            found = self._active_runs()
+            pieces = zip(found.arrays, found.first, strict=True)
+            self.step([Piece(arrays, first.t + 1) for arrays, first in pieces])
+            found.updated()
             self._decay = self._fused_decay or 0.0
 
     def _schedule(self) -> float:
         """What a schedule has made of the first learning rate: a factor."""
         return self._learning_rate / self._first_rate if self._first_rate else 1.0
 
-    def _active_runs(self) -> list[Run]:
+    def _active_runs(self) -> ActiveRuns:
         """Runs of active parameters of equal step count."""
-        self._by_number = list(self._parameters.values())
-        groups: dict[int, list[int]] = {}
-        signature = []
-        held: list[Any] = []
-        for i, parameter in enumerate(self._by_number):
-            variable = parameter.variable
-            grad = variable.grad
-            if grad._storage.zeroing:
-                continue
-            memory = self._prepared(parameter), _memory(grad)
-            held += memory
-            groups.setdefault(i if self.by_parameter else parameter.t, []).append(i)
-            signature += [i, parameter.t - self._by_number[0].t, id(memory[0]), id(memory[1])]
-        key = tuple(signature)
-        if self._runs is None or self._runs[0] != key:
-            found = [
-                runs(
-                    (i, self._by_number[i].variable.data, self._by_number[i].variable.grad)
-                    for i in members
-                )
-                for members in groups.values()
-            ]
-            self._runs = (key, list(itertools.chain.from_iterable(found)), held)
-        return self._runs[1]
+        active = self._active()
+        numbers: dict[int, int] = {}
+        counts = [numbers.setdefault(p.t, len(numbers)) for p in active]
+        key = (*map(id, active), *counts)
+        found = self._runs.get(key)
+        if found is None or not found.are_current():
+            for parameter in active:
+                self._prepare(parameter)
+            groups: dict[int, list[Parameter]] = {}
+            for i, (parameter, count) in enumerate(zip(active, counts, strict=True)):
+                groups.setdefault(i if self.by_parameter else count, []).append(parameter)
+            if len(self._runs) >= _MOST_RUNS:
+                self._runs.clear()
+            found = self._runs[key] = ActiveRuns(groups.values(), self._states_of)
+        return found
 
-    def _prepared(self, parameter: _Parameter) -> Any:
-        """The parameter's memory, in its slot again if a dtype change had moved it away.
+    def _states_of(self, run: Run, first: Parameter) -> list[Any]:
+        """The states of a run, whose first parameter is `first`."""
+        if run.block is None or len(run.members) == 1:
+            return [first.states[name] for name in self.states]
+        return [self._state_block(run.block, name)[run.start : run.stop] for name in self.states]
+
+    def _prepare(self, parameter: Parameter) -> None:
+        """Write pending values, and move memory back into its slot if a dtype change took it away.
 
         Parameter, gradient and states then lie in one memory: the device's if one of them does.
         """
@@ -390,7 +366,7 @@ class Solver:
             states
         ) != transfer.on_host(array):
             self._place_states(parameter, parameter.states)
-        return array
+            self._runs.clear()
 
     # -- states -------------------------------------------------------------------------------
 
