@@ -25,6 +25,7 @@ from .function import Function, prepare
 from .graph import Node, Value, needs
 from .hooks import NO_HOOKS, function_hooks
 from .ndarray import NdArray, Storage
+from .recompute import is_recomputing, marked
 from .record import current_record
 from .variable import Variable
 
@@ -87,6 +88,7 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
     outputs = []
     for i, spec in enumerate(setup.results[: setup.n_outputs]):
         value = Value(spec.shape, None if recording else False, node, i)
+        value.recompute = is_recomputing()
         node.targets[i] = weakref.ref(value)
         outputs.append(Variable._of(value))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -101,9 +103,11 @@ def _computed(node: Node, recording: bool, arrays: bool) -> Any:
         value = Value(spec.shape, None, node, i)
         data = NdArray._of(Storage(spec.shape, spec.dtype, None), spec.shape)
         value.hold_weakly(data)
+        value.recompute = recording and is_recomputing()
         node.targets[i] = weakref.ref(value)
         values.append(value)
         results.append(data)
+    node.forgets = marked(node)
     pre, post = function_hooks(_NO_HOOKS)
     for hook in pre:
         hook(node)

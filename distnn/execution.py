@@ -17,12 +17,13 @@ from .backend import Backend
 from .context import compute_recorded
 from .derivative import bind, gradients_by_rules
 from .errors import GraphError
-from .graph import Hook, Node, Value, version
+from .graph import Hook, Node, Value, nodes_of, version
 from .hooks import function_hooks
 from .memory import owns_memory
 from .ndarray import NdArray, Storage
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .program import backward_program, forward_program
+from .recompute import compute_again, forgotten, marked
 
 if TYPE_CHECKING:
     from .variable import Variable
@@ -48,7 +49,7 @@ def forward(
 ) -> None:
     """Compute the roots; see Variable.forward."""
     compute_recorded()
-    _execution(roots).forward(clear_buffer, clear_no_need_grad, hooks)
+    _execution(roots, True).forward(clear_buffer, clear_no_need_grad, hooks)
 
 
 def forward_all(
@@ -92,14 +93,30 @@ def backward(
     _execution([root]).backward(root, seed, clear_buffer, callbacks, hooks)
 
 
-def _execution(roots: Sequence[Value]) -> Execution:
-    """The execution of the graph that ends in `roots`; remembered while the graph is unchanged."""
+def _execution(roots: Sequence[Value], forward: bool = False) -> Execution:
+    """The execution of the graph that ends in `roots`; remembered while the graph is unchanged.
+
+    Args:
+        forward: results are to be computed, so that those marked for recompute are forgotten.
+            Backward has to know what the last forward forgot.
+    """
     if len(roots) == 1:
         execution = roots[0].execution
-        if execution is not None and execution.version == version.number:
+        if (
+            execution is not None
+            and execution.version == version.number
+            and (execution.marked or not forward)
+        ):
             return execution
+    if forward:
+        for node in nodes_of(roots):
+            if not node.eager:
+                forgets = marked(node)
+                if node.forgets != forgets:
+                    node.forgets = forgets
+                    version.changed()
     number = version.number
-    execution = Execution(Graph(roots), number)
+    execution = Execution(Graph(roots), number, forward)
     if len(roots) == 1:
         roots[0].execution = execution
     return execution
@@ -108,10 +125,11 @@ def _execution(roots: Sequence[Value]) -> Execution:
 class Execution:
     """A plan and the live graph on which it runs."""
 
-    __slots__ = ("_bindings", "_grads", "_programs", "leaves", "nodes", "plan", "version")
+    __slots__ = ("_bindings", "_grads", "_programs", "leaves", "marked", "nodes", "plan", "version")
 
-    def __init__(self, graph: Graph, number: int) -> None:
+    def __init__(self, graph: Graph, number: int, marked: bool) -> None:
         self.version = number
+        self.marked = marked  # nodes forget what is marked for it
         self.plan: Plan = plans.plan(graph)
         self.nodes = graph.nodes
         self.leaves = graph.leaves
@@ -154,8 +172,10 @@ class Execution:
                 "forward(clear_buffer=True) freed it; set persistent=True to keep it, or use "
                 "clear_no_need_grad=True if backward follows"
             )
-        else:
+        elif clear_no_need_grad:
             reason = "forward(clear_no_need_grad=True) freed it; set persistent=True to keep it"
+        else:
+            reason = "forward freed what has recompute=True; set persistent=True to keep it"
         pre, post = function_hooks(hooks)
         flags = clear_buffer, clear_no_need_grad
         if not pre and not post and self._forward_by_program(flags):
@@ -204,7 +224,7 @@ class Execution:
         kept: list[tuple[NdArray, ...]] = []
         for slot, leaf in self.leaves.items():
             data[slot] = leaf.data
-        for call, node in zip(plan.calls, self.nodes, strict=True):
+        for call, node, positions in zip(plan.calls, self.nodes, plan.kept, strict=True):
             for slot in call.targets:
                 value = self._value(slot)
                 if value is not None:
@@ -214,18 +234,18 @@ class Execution:
                     return None  # nobody holds it, so the walk frees it
             arrays: list[Any] = [None if v is None else v.data for v in node.sources]
             arrays += [data[slot] for slot in call.targets]
-            saved = call.setup.saved_positions(call.need)
+            first_saved = len(call.sources) + len(call.targets)
             found = []
-            for position in call.setup.reads(call.need).backward if True in call.need else ():
-                if position in saved:
+            for position in positions:
+                if position >= first_saved:
                     spec = call.setup.results[position - len(call.sources)]
                     storages.append(Storage(spec.shape, spec.dtype, None))
                     found.append(NdArray._of(storages[-1], spec.shape))  # type: ignore[arg-type]
                 else:
                     found.append(arrays[position])
             kept.append(tuple(found))
-            if True in call.need:
-                node.prepare()
+            if plan.keeps(len(kept) - 1):
+                node.prepare(positions)
         leaves = [leaf.data._storage for leaf in self.leaves.values()]
         kept_storages = list({array._storage for arrays in kept for array in arrays})
         return _Bindings(program, leaves, data, storages, kept, kept_storages)
@@ -260,6 +280,7 @@ class Execution:
                 return
         gradients: list[_Gradient | None] = [None] * plan.n_slots
         gradients[plan.roots[0]] = _seed_gradient(root, seed)
+        again: dict[int, NdArray] = {}  # what is computed again, by slot
         kept = None if not clear_buffer else plan.persistent | plan.wanted
         reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
         if callbacks:
@@ -276,8 +297,13 @@ class Execution:
                 for slot in step.targets:
                     if slot >= 0:
                         gradients[slot] = None
-                self._run(step, node, outer, gradients)
-                del outer
+                for made in step.again:
+                    compute_again(plan, self.nodes, made, again)
+                found = forgotten(plan, step.node, again)
+                self._run(step, node, outer, gradients, found)
+                for slot in step.drops:
+                    del again[slot]
+                del outer, found
                 if clear_buffer:
                     node.release()
                     _clear(clears, reason)
@@ -371,11 +397,12 @@ class Execution:
         node: Node,
         outer: list[Any],
         gradients: list[_Gradient | None],
+        again: dict[int, NdArray],
     ) -> None:
         """Compute and deliver the gradients of one node's inputs."""
         setup = node.setup
         backend = setup.backend
-        arrays = node.kept_arrays()
+        arrays = node.kept_arrays(again)
         reads = setup.reads(step.need)
         if reads.fast:
             packed = [None if gradient is None else backend.packed(gradient) for gradient in outer]

@@ -148,6 +148,9 @@ class Function:
         random: forward takes `random`, a source of random numbers for this call; an attribute
             `seed` of 0 or more gives it numbers of its own.
         waits: in a dynamic graph a call may be computed later, when somebody looks.
+        recomputable: forward may run again for backward (nn.recompute), with the same results.
+            None: unless it updates inputs; True for those says that no result depends on what is
+            updated.
         protects: buffers of its inputs are not cleared.
         cuda: "module.Class" in distnn.cuda that carries the function out on a GPU; where there is
             none its own text runs on CuPy arrays.
@@ -166,6 +169,7 @@ class Function:
     cuda: ClassVar[str] = ""
     formula: Any = None
     waits: ClassVar[bool] = True
+    recomputable: ClassVar[bool | None] = None
     cpu: ClassVar[str] = ""
 
     declaration: Declaration
@@ -195,6 +199,11 @@ class Function:
             hash(key)
             object.__setattr__(self, "_key", key)
         return key
+
+    def can_recompute(self) -> bool:
+        """Whether forward may run again, see `recomputable`."""
+        found = self.recomputable
+        return not self.declaration.updates if found is None else found
 
     # -- what a function implements -----------------------------------------------------------
 
@@ -340,6 +349,14 @@ class Setup:
     @property
     def n_outputs(self) -> int:
         return len(self.declaration.outputs)
+
+    @property
+    def recomputed_from(self) -> list[int]:
+        """Positions of the inputs on which results depend."""
+        names = () if self.declaration.variadic else self.declaration.inputs
+        updated = {i for i, name in enumerate(names) if name in self.declaration.updates}
+        shapes = enumerate(self.input_shapes)
+        return [i for i, shape in shapes if shape is not None and i not in updated]
 
     def position_name(self, position: int) -> str:
         """`input x`, or `output y`."""

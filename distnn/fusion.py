@@ -98,9 +98,9 @@ def fused_forward(
     if not plan.calls[0].setup.backend.chains_formulas:
         return list(steps)
     readers: dict[int, set[int]] = {}
-    for k, call in enumerate(plan.calls):
-        for slot in call.sources:
-            readers.setdefault(slot, set()).add(k)
+    for step in steps:
+        for slot in plan.calls[step.node].sources:
+            readers.setdefault(slot, set()).add(step.node)
     found: list[ForwardStep | FusedForward | FusedRelu] = []
     group: list[ForwardStep] = []
     joined = 0  # steps that the last function does too

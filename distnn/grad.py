@@ -19,6 +19,7 @@ from .graph import Node
 from .namespace import variable_namespace
 from .ndarray import NdArray
 from .plan import Contribution, Graph, Plan
+from .recompute import compute_again, forgotten
 from .variable import Variable
 
 
@@ -111,14 +112,19 @@ def _propagate(
 
     for slot, seed in zip(plan.roots, _seeds(outputs, grad_outputs), strict=True):
         add(slot, seed)
-    for step in plan.gradient_steps(wanted):
+    again: dict[int, NdArray] = {}
+    for step in plan.gradient_steps(wanted, by_rules=True):
         node = graph.nodes[step.node]
+        for made in step.again:
+            if graph.nodes[made.node].eager:  # what is static is computed as part of the graph
+                with np.errstate(all="ignore"):
+                    compute_again(plan, graph.nodes, made._replace(clears=()), again)
         setup = node.setup
         outer = [
             gradients[s] if s >= 0 else F.constant(0, setup.results[i].shape)
             for i, s in enumerate(step.targets)
         ]
-        arrays = _variables(node, step.need)
+        arrays = _variables(node, step.need, forgotten(plan, step.node, again))
         places: dict[int, Contribution] = {c.source: c for c in step.contributions}
         for index, gradient in gradients_by_rules(
             setup, variable_namespace, step.need, arrays, outer, node.operands
@@ -127,9 +133,15 @@ def _propagate(
     return gradients
 
 
-def _variables(node: Node, need: tuple[bool, ...]) -> dict[int, Variable]:
-    """The arrays that the rules read, as Variables of the graph, by position."""
-    kept = node.kept_data()
+def _variables(
+    node: Node, need: tuple[bool, ...], again: dict[int, NdArray]
+) -> dict[int, Variable]:
+    """The arrays that the rules read, as Variables of the graph, by position.
+
+    Args:
+        again: what the node did not keep, computed again.
+    """
+    kept = {**node.kept_data(), **again}
     n = len(node.sources)
     found = {}
     for position in Reads(node.setup, need).rules:

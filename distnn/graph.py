@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import transfer
@@ -22,6 +22,7 @@ from .evaluation import read_indices, run_forward
 from .function import Setup
 from .ndarray import NdArray, Storage
 from .random import Draw
+from .recompute import kept_positions
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -61,6 +62,7 @@ class Value:
         "need",
         "parent",
         "persistent",
+        "recompute",
         "shape",
     )
 
@@ -76,6 +78,7 @@ class Value:
         self.parent = parent
         self.index = index  # which of the parent's outputs
         self.persistent = False
+        self.recompute = False
         self.name = ""
         self.execution: Execution | None = None  # of the graph that ends here
         self._data: NdArray | None = None
@@ -149,6 +152,21 @@ class Value:
             return self.need
         return self.parent is not None and self.parent.need_grad
 
+    def mark_recompute(self, recompute: bool) -> None:
+        """Let backward compute it again, or keep it, from its next computation on."""
+        if self.parent is not None and self.parent.eager:
+            data = self.present_data()
+            record = None if data is None else data._storage.record
+            if record is None or not record.mark_recompute(self.parent):
+                return  # it is computed, and there is nothing to compute it from
+        self.recompute = recompute
+        version.changed()
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the call that computed it forgot it, to compute it again in backward."""
+        return self.parent is not None and self.parent.forgets >> self.index & 1 == 1
+
 
 class Node:
     """One call of a function in a graph: what `Variable.parent` returns."""
@@ -161,6 +179,7 @@ class Node:
         "_kept",
         "_positions",
         "eager",
+        "forgets",
         "need",
         "operands",
         "order",
@@ -183,6 +202,7 @@ class Node:
         self.order = next(_creation)
         self.eager = eager  # computed when it was called: its need of gradients is settled
         self.need = need
+        self.forgets = 0  # mask of results that backward computes again: as last computed
         self.targets: list[weakref.ref[Value] | None] = [None] * setup.n_outputs
         # Arrays that gradients will read, by position (function.Setup says what a position is).
         self._positions: tuple[int, ...] = ()
@@ -277,9 +297,8 @@ class Node:
             new = run_forward(setup, values, results, options)
             if new:
                 self.commit(new)
-        if True in self.need:
-            reads = setup.reads(self.need)
-            self._positions = reads.either if self.eager else reads.backward
+        if True in self.need or self.forgets:
+            self.prepare()
             self._keep(inputs + results)
 
     def commit(self, new: Sequence[Any]) -> None:
@@ -320,6 +339,11 @@ class Node:
         self._ahead = None
         return self.setup.backend.draw(self._draw)
 
+    def same_random(self) -> Any:
+        """The random numbers of the last execution, once more."""
+        assert self._draw is not None
+        return self.setup.backend.draw(self._draw)
+
     @property
     def seed(self) -> int:
         """Of a random function that was given a seed of its own; else -1."""
@@ -346,19 +370,12 @@ class Node:
     def _execute_alias(self, source: NdArray | None) -> NdArray:
         """The output is a window onto the input's memory, unless the dtype has to change."""
         assert source is not None
-        spec = self.setup.results[0]
         value = self.output(0)
         data = value.data
         if source._storage.array is None and source._storage.pending is None:
             self._arrays([0], [source])  # raises, with the input's name
-        if source._storage.dtype == spec.dtype:
-            data._storage = source._storage
-            data._offset = source._offset
-        else:
-            values = source.read(spec.dtype, self.setup.backend).reshape(spec.shape)
-            data._storage = Storage(spec.shape, spec.dtype, None)
-            data._offset = 0
-            data._storage.place(values.copy())
+        window = _window(self.setup, source)
+        data._storage, data._offset = window._storage, window._offset
         return data
 
     def _results(self, reused: NdArray | None) -> list[NdArray]:
@@ -397,8 +414,28 @@ class Node:
             raise ClearedError(f"[{setup.function.name}] {name}: {error}") from None
         return arrays
 
-    def kept_arrays(self) -> dict[int, Any]:
-        """The arrays that the gradients read, by position."""
+    def kept_arrays(self, again: Mapping[int, NdArray] | None = None) -> dict[int, Any]:
+        """The arrays that the gradients read, by position.
+
+        Args:
+            again: what was not kept, computed again.
+        """
+        self._check_kept()
+        positions, kept = self._positions, self._kept
+        assert kept is not None
+        if again:
+            positions, kept = (*positions, *again), (*kept, *again.values())
+        try:
+            arrays = self._arrays(positions, kept)
+        except ClearedError as error:
+            raise ClearedError(
+                f"[backward] {self.setup.function.name} cannot compute its gradients: {error}; "
+                "before backward() use forward(clear_no_need_grad=True), which keeps what "
+                "gradients read, not clear_buffer=True"
+            ) from None
+        return dict(zip(positions, arrays, strict=True))
+
+    def _check_kept(self) -> None:
         if self._kept is None:
             raise ClearedError(
                 f"[backward] {self.setup.function.name} has nothing to compute gradients from: "
@@ -412,15 +449,45 @@ class Node:
                 f"[backward] what the gradient of {self.setup.function.name} reads was changed, by "
                 "assign or another function with an effect, after its forward; call forward() again"
             )
-        try:
-            arrays = self._arrays(self._positions, self._kept)
-        except ClearedError as error:
-            raise ClearedError(
-                f"[backward] {self.setup.function.name} cannot compute its gradients: {error}; "
-                "before backward() use forward(clear_no_need_grad=True), which keeps what "
-                "gradients read, not clear_buffer=True"
-            ) from None
-        return dict(zip(self._positions, arrays, strict=True))
+
+    def kept_inputs(self) -> dict[int, Any]:
+        """The inputs from which to compute results again, those that were forgotten excepted."""
+        self._check_kept()
+        found = self._inputs({})
+        return dict(zip(found, self._arrays(found, found.values()), strict=True))
+
+    def execute_again(self, again: Mapping[int, NdArray]) -> list[NdArray]:
+        """The results (outputs, then saved), computed again as they were and without effects.
+
+        Args:
+            again: inputs that were forgotten, by position.
+        """
+        self._check_kept()
+        setup = self.setup
+        found = self._inputs(again)
+        if setup.function.alias:
+            return [_window(setup, found[0])]
+        values: list[Any] = [None] * len(self.sources)
+        for position, array in zip(found, self._arrays(found, found.values()), strict=True):
+            values[position] = array
+        options = self.operands
+        if setup.function.random:
+            options = {**options, "random": self.same_random()}
+        results = [NdArray._of(Storage(s.shape, s.dtype, None), s.shape) for s in setup.results]
+        run_forward(setup, values, results, options)
+        return results
+
+    def _inputs(self, again: Mapping[int, NdArray]) -> dict[int, NdArray]:
+        """Inputs by position: as they were kept; what the function updates as it is."""
+        found = {**self.kept_data(), **again}
+        inputs = {}
+        for position, value in enumerate(self.sources):
+            data = found.get(position)
+            if data is None and value is not None and not value.forgotten:
+                data = value.data
+            if data is not None:
+                inputs[position] = data
+        return inputs
 
     def kept_data(self) -> dict[int, NdArray]:
         """As kept_arrays, but as NdArrays; empty where nothing was computed yet."""
@@ -436,15 +503,25 @@ class Node:
                 if position >= first:
                     data._storage.clear("backward(clear_buffer=True) freed it")
 
-    def prepare(self) -> None:
-        """Get ready for `keep`."""
-        reads = self.setup.reads(self.need)
-        self._positions = reads.either if self.eager else reads.backward
+    def prepare(self, positions: tuple[int, ...] | None = None) -> None:
+        """Get ready for `keep`, of what is at `positions` if these are known."""
+        self._positions = self.positions() if positions is None else positions
         self._kept = None
+
+    def positions(self) -> tuple[int, ...]:
+        """What to keep in an execution that comes, for gradients and to compute results again."""
+        reads: tuple[int, ...] = ()
+        if True in self.need:
+            found = self.setup.reads(self.need)
+            reads = found.either if self.eager else found.backward
+        hidden = [value is not None and value.forgotten for value in self.sources]
+        if self.forgets or True in hidden:
+            return kept_positions(self.setup, reads, hidden, self.forgets)
+        return reads
 
     def keep_alias(self, result: NdArray) -> None:
         """As after `execute` of a function whose output is its input's memory."""
-        if True in self.need:
+        if True in self.need or self.forgets:
             self.prepare()
             self._keep([None if v is None else v.data for v in self.sources] + [result])
 
@@ -465,6 +542,17 @@ class FunctionInfo:
 
 def _nothing() -> None:
     return None
+
+
+def _window(setup: Setup, source: NdArray) -> NdArray:
+    """The result of a function whose output is its input's memory, unless the dtype changes."""
+    spec = setup.results[0]
+    if source._storage.dtype == spec.dtype:
+        return NdArray._of(source._storage, spec.shape, source._offset)
+    values = source.read(spec.dtype, setup.backend).reshape(spec.shape)
+    storage = Storage(spec.shape, spec.dtype, None)
+    storage.place(values.copy())
+    return NdArray._of(storage, spec.shape)
 
 
 def nodes_of(roots: Iterable[Value]) -> list[Node]:

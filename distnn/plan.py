@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from .function import Setup, Spec
 from .graph import Node, Value, needs, nodes_of
+from .recompute import all_of, kept_positions, marked
 
 _MOST_PLANS = 256
 
@@ -23,12 +24,15 @@ _MOST_PLANS = 256
 class Graph:
     """A live graph at one moment: its nodes, in order of creation, and its values by slot."""
 
-    def __init__(self, roots: Sequence[Value], calls: list[Node] | None = None) -> None:
+    def __init__(
+        self, roots: Sequence[Value], calls: list[Node] | None = None, upcoming: bool = False
+    ) -> None:
         """Look at a graph.
 
         Args:
             calls: only these, in order of creation: recorded calls, whose results are computed for
                 the first time. None is all that the roots depend on.
+            upcoming: what its next forward will forget (recompute.py), not what its last one did.
         """
         self.recorded = calls is not None
         self.nodes: list[Node] = nodes_of(roots) if calls is None else calls
@@ -58,6 +62,10 @@ class Graph:
                 if output is not None:
                     slots[id(output)] = count + i
                     flags |= _flags(output) << (_FLAGS * i)
+            forgets = marked(node) if upcoming and not node.eager else node.forgets
+            if forgets:
+                for i in range(setup.n_outputs):
+                    flags |= (forgets >> i & 1) * _FORGOTTEN << (_FLAGS * i)
             parts += (setup, tuple(sources), count, node.need, flags)
             count += setup.n_outputs
             shared = shared and setup.shared
@@ -81,8 +89,8 @@ class Graph:
 
 
 # Bits of an output's flags.
-_PERSISTENT, _BLOCKED, _WANTED = 1, 2, 4
-_FLAGS = 3
+_PERSISTENT, _BLOCKED, _WANTED, _FORGOTTEN = 1, 2, 4, 8
+_FLAGS = 4
 
 
 def _flags(output: Value) -> int:
@@ -123,12 +131,16 @@ class Contribution(NamedTuple):
 
 
 class BackwardStep(NamedTuple):
+    """A call's gradients. Before it, what was forgotten and is read next is computed again."""
+
     node: int
     need: tuple[bool, ...]
     targets: tuple[int, ...]  # slots whose gradients come in; -1 where there is none
     contributions: tuple[Contribution, ...]
     ready: tuple[int, ...]  # leaf slots whose gradient storage is complete
     clears: tuple[int, ...]  # slots whose data nobody reads any more
+    again: tuple[ForwardStep, ...] = ()
+    drops: tuple[int, ...] = ()  # slots computed again that nobody reads any more
 
 
 class Plan:
@@ -149,6 +161,19 @@ class Plan:
         # Results whose own gradient the user asked for; those stay after backward.
         self.wanted = frozenset(s for call in self.calls for s in call.flagged(_WANTED))
         self.persistent = frozenset(s for call in self.calls for s in call.flagged(_PERSISTENT))
+        # Results that backward computes again; in recorded calls also leaves that are such.
+        self.forgotten = frozenset(
+            [s for call in self.calls for s in call.flagged(_FORGOTTEN)]
+            + [s for s, value in graph.leaves.items() if value.forgotten]
+        )
+        self.kept = tuple(self._kept_positions(call) for call in self.calls)
+        # Saved results that backward computes again have slots, too: (call, position) -> slot.
+        self.saved_slots: dict[tuple[int, int], int] = {}
+        for k, call in enumerate(self.calls):
+            if self._forgets(call) == all_of(call.setup):
+                first = len(call.sources) + len(call.targets)
+                for i in range(len(call.setup.declaration.saved)):
+                    self.saved_slots[k, first + i] = self.n_slots + len(self.saved_slots)
         self._group = self._groups()
         self._members: dict[int, list[int]] = {}
         for slot, group in enumerate(self._group):
@@ -189,14 +214,39 @@ class Plan:
                 group[call.targets[0]] = group[call.sources[0]]
         return group
 
-    def _gradient_reads(self, call: Call) -> list[int]:
-        """Slots that backward will read for this call; saved results have none."""
-        if True not in call.need:
-            return []
+    def _forgets(self, call: Call) -> int:
+        """The mask of results that a call forgets (Node.forgets)."""
+        return sum(1 << i for i, slot in enumerate(call.targets) if slot in self.forgotten)
+
+    def _kept_positions(self, call: Call) -> tuple[int, ...]:
+        """What a call keeps: positions."""
+        positions: tuple[int, ...] = ()
+        if True in call.need:
+            reads = call.setup.reads(call.need)
+            positions = reads.either if self._recorded else reads.backward
+        hidden = [slot in self.forgotten for slot in call.sources]
+        forgets = self._forgets(call)
+        if forgets or True in hidden:
+            return kept_positions(call.setup, positions, hidden, forgets)
+        return positions
+
+    def keeps(self, k: int) -> bool:
+        """Whether a call's node keeps arrays for backward."""
+        return True in self.calls[k].need or self._forgets(self.calls[k]) > 0
+
+    def _kept_slots(self, k: int) -> list[int]:
+        """Slots that a call keeps; saved results have none."""
+        call = self.calls[k]
         slots = (*call.sources, *call.targets)
-        reads = call.setup.reads(call.need)
-        positions = reads.either if self._recorded else reads.backward
-        return [slots[p] for p in positions if p < len(slots)]
+        return [slots[p] for p in self.kept[k] if p < len(slots)]
+
+    def forgotten_positions(self, k: int) -> dict[int, int]:
+        """What of a call was not kept: position -> slot."""
+        call = self.calls[k]
+        slots = (*call.sources, *call.targets)
+        found = {p: slot for p, slot in enumerate(slots) if slot in self.forgotten}
+        saved = range(len(slots), len(slots) + len(call.setup.declaration.saved))
+        return found | {p: self.saved_slots[k, p] for p in saved if (k, p) in self.saved_slots}
 
     # -- forward ------------------------------------------------------------------------------
 
@@ -211,10 +261,10 @@ class Plan:
         kept = set(self._protected)
         if not clear_buffer:
             if clear_no_need_grad:
-                for call in self.calls:
-                    kept.update(self._group[s] for s in self._gradient_reads(call))
+                for k in range(len(self.calls)):
+                    kept.update(self._group[s] for s in self._kept_slots(k))
             else:
-                kept.update(self._group)
+                kept.update(g for s, g in enumerate(self._group) if s not in self.forgotten)
         last: dict[int, int] = {}
         for k, call in enumerate(self.calls):
             for slot in (*call.sources, *call.targets):
@@ -257,9 +307,12 @@ class Plan:
         return self._programs[key]
 
     def gradient_steps(
-        self, wanted: Iterable[int], clear_buffer: bool = False
+        self, wanted: Iterable[int], clear_buffer: bool = False, by_rules: bool = False
     ) -> tuple[BackwardStep, ...]:
         """The steps from the gradients of the roots to those of the wanted slots.
+
+        Args:
+            by_rules: functions with a fast backward use their rules, too.
 
         Contributions come in reverse order of creation, in every graph of this structure: the order
         of additions, and so the bits, are the same static and dynamic.
@@ -296,6 +349,8 @@ class Plan:
             clears = []
         if steps:
             steps[-1] = steps[-1]._replace(clears=(*steps[-1].clears, *clears))
+        if self.forgotten:
+            self._add_again(steps, by_rules)
         return self._with_ready(steps)
 
     def _useful(self, wanted: Iterable[int]) -> set[int]:
@@ -319,6 +374,57 @@ class Plan:
                 steps[k] = steps[k]._replace(ready=tuple(ready))
         return tuple(steps)
 
+    def _add_again(self, steps: list[BackwardStep], by_rules: bool) -> None:
+        """Note at each step what has to be computed again before it, and let go after it."""
+        made: set[int] = set()
+        reads: list[set[int]] = []  # of each step
+        calls: list[list[int]] = []
+        for step in steps:
+            found_reads = self.calls[step.node].setup.reads(step.need)
+            positions = found_reads.rules if by_rules else found_reads.backward
+            forgotten = self.forgotten_positions(step.node)
+            wanted = {forgotten[p] for p in positions if p in forgotten}
+            reads.append(wanted)
+            found: set[int] = set()
+            missing = wanted - made
+            while missing:
+                slot = missing.pop()
+                k = self._maker(slot)
+                if k not in found:
+                    found.add(k)
+                    missing |= {s for s in self.calls[k].sources if s in self.forgotten} - made
+            calls.append(sorted(found))
+            for k in found:
+                made |= self._made(k)
+        held: set[int] = set()  # what later steps read
+        for number in range(len(steps) - 1, -1, -1):
+            drops = reads[number] - held
+            held |= reads[number]
+            again = []
+            inside = set(held)
+            for k in reversed(calls[number]):
+                call = self.calls[k]
+                sources = {s for s in call.sources if s in self.forgotten}
+                clears = tuple(sorted((sources | self._made(k)) - inside))
+                inside |= sources
+                again.append(ForwardStep(k, self._inplace(call, clears), clears))
+            held = inside.difference(*map(self._made, calls[number]))
+            steps[number] = steps[number]._replace(
+                again=tuple(reversed(again)), drops=tuple(sorted(drops))
+            )
+
+    def _maker(self, slot: int) -> int:
+        """The call that computes a slot, of a saved result too."""
+        if slot < self.n_slots:
+            return self.producer[slot]
+        return next(k for (k, _), found in self.saved_slots.items() if found == slot)
+
+    def _made(self, k: int) -> set[int]:
+        """Slots that computing a call again gives."""
+        call = self.calls[k]
+        saved = {s for (node, _), s in self.saved_slots.items() if node == k}
+        return saved | {s for s in call.targets if s in self.forgotten}
+
     # -- listing ------------------------------------------------------------------------------
 
     def __str__(self) -> str:
@@ -329,7 +435,7 @@ class Plan:
             shapes = ", ".join(str(spec.shape) for spec in call.setup.results)
             sources = " ".join("-" if s < 0 else str(s) for s in call.sources)
             targets = " ".join(str(s) for s in call.targets)
-            kept = " ".join(str(s) for s in self._gradient_reads(call))
+            kept = " ".join(str(s) for s in self._kept_slots(k))
             lines.append(
                 f"{k:4d}{own} {sources} -> {targets}  {call.setup.function.name} {shapes}"
                 + (f"  keeps {kept}" if kept else "")

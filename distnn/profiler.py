@@ -43,7 +43,8 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
     Values are numbered in the order of their creation, leaves when they are first read. A line has
     the numbers of the functions, the values read and written, and what is done. `frees` are values
     whose memory goes after the step, `adds` gradients to which the step adds. Several functions
-    in one line are one pass over memory.
+    in one line are one pass over memory. Lines with `again` compute what was not kept
+    (`nn.recompute`), for the line that follows.
 
     Args:
         clear_buffer, clear_no_need_grad: the flags of forward.
@@ -63,7 +64,7 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
         raise GraphError(
             "[listing] this Variable is a leaf: no function computes it; pass a result"
         )
-    plan = plans.plan(Graph([variable._value]))
+    plan = plans.plan(Graph([variable._value], upcoming=True))
     forward = _forward(plan, clear_buffer, clear_no_need_grad)
     backward = () if clear_buffer else _backward(plan)
     return "\n".join(["forward", *forward, *(["backward", *backward] if backward else [])])
@@ -71,6 +72,10 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
 
 def _forward(plan: Plan, clear_buffer: bool, clear_no_need_grad: bool) -> Iterator[str]:
     steps = plan.forward(clear_buffer, clear_no_need_grad)
+    return _computed(plan, steps)
+
+
+def _computed(plan: Plan, steps: Sequence[ForwardStep]) -> Iterator[str]:
     gone = {slot for step in steps for slot in step.clears}
     for step in fused_forward(plan, steps, gone):
         members: Sequence[ForwardStep]
@@ -113,6 +118,7 @@ def _backward(plan: Plan) -> Iterator[str]:
             place = c.slot if not c.leaf else ("leaf", plan.gradients[c.slot])
             added += [c.slot] if place in seen else []
             seen.add(place)  # type: ignore[arg-type]
+        yield from (f"again{line}" for m in members for line in _computed(plan, m.again))
         what = _names(plan, members)
         what += f"  adds {', '.join(f'd{slot}' for slot in added)}" if added else ""
         targets = ", ".join(f"d{c.slot}" for c in found)

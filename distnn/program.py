@@ -11,7 +11,7 @@ mix backends, or convert between functions, and then the walk is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class _Text:
     """Lines of a function, and the objects that they name."""
 
     def __init__(self, backend: Backend) -> None:
+        self.is_again = False  # what is added computes once more, for backward
         self._lines: list[str] = []
         self.backend = backend
         self._names: dict[str, Any] = {
@@ -129,22 +130,20 @@ def forward_program(
             joined = step if isinstance(step, FusedRelu) else None
             members = step.steps if isinstance(step, FusedRelu) else (step,)
             call = plan.calls[members[0].node]
-            saved = call.setup.saved_positions(call.need)
+            first_saved = len(call.sources) + len(call.targets)
+            saved = [p for p in plan.kept[members[0].node] if p >= first_saved]
             _forward_step(text, plan, members[0], joined, gone, extra, saved)
             extra += len(saved)
             for member in members:
-                if True in plan.calls[member.node].need:
+                if plan.keeps(member.node):
                     text.add(f"nodes[{member.node}].keep(kept[{member.node}])")
         clears = [slot for member in members for slot in member.clears]
         text.add(*[f"v{slot} = None" for slot in clears if slot not in plan.leaves])
     return text.function("nodes, data, storages, kept")
 
 
-def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int]) -> None:
-    inputs = []
-    for node, i in fused.inputs:
-        call = plan.calls[node]
-        inputs.append(_input(text, plan, call.setup, i, call.sources[i]))
+def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: Container[int]) -> None:
+    inputs = [_input(text, plan, node, i) for node, i in fused.inputs]
     spec = plan.calls[fused.steps[0].node].setup.results[0]
     dtype = text.name("dtype", spec.dtype)
     for slot in fused.outputs:
@@ -161,7 +160,7 @@ def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: set[int])
     _chain(text, fused.chain, spec.size, inputs, fused.numbers, outs)
     text.add(*[f"storages[{slot}].written()" for slot in fused.outputs if slot not in gone])
     for step in fused.steps:
-        if True in plan.calls[step.node].need:
+        if plan.keeps(step.node) and not text.is_again:
             text.add(f"nodes[{step.node}].keep(kept[{step.node}])")
 
 
@@ -187,7 +186,7 @@ def _forward_step(
     plan: Plan,
     step: ForwardStep,
     joined: FusedRelu | None,
-    gone: set[int],
+    gone: Container[int],
     extra: int,
     saved: Sequence[int],
 ) -> None:
@@ -196,16 +195,16 @@ def _forward_step(
     call = plan.calls[k]
     setup = call.setup
     targets = list(call.targets)
-    inputs = [_input(text, plan, setup, p, slot) for p, slot in enumerate(call.sources)]
+    inputs = [_input(text, plan, k, p) for p in range(len(call.sources))]
     if joined is not None:
         targets[0] = joined.target
         if joined.other is not None:
-            adding = plan.calls[joined.steps[1].node]
-            position = adding.sources.index(joined.other)
-            inputs.append(_input(text, plan, adding.setup, position, joined.other))
+            adding = joined.steps[1].node
+            position = plan.calls[adding].sources.index(joined.other)
+            inputs.append(_input(text, plan, adding, position))
     if setup.function.alias:
         target = call.targets[0]
-        if target in gone and call.sources[0] not in plan.leaves:
+        if text.is_again or (target in gone and call.sources[0] not in plan.leaves):
             shape = text.name("shape", setup.results[0].shape)
             text.add(f"v{target} = {inputs[0]}.reshape({shape})")
         else:
@@ -268,15 +267,21 @@ def _forward_step(
             text.add(*stored)
         if i < n_outputs:
             text.add(f"v{targets[i]} = {out}")
+        elif text.is_again and (k, len(call.sources) + i) in plan.saved_slots:
+            text.add(f"v{plan.saved_slots[k, len(call.sources) + i]} = {out}")
         text.add(f"{out} = None")
-    if setup.declaration.updates:
+    if setup.declaration.updates and not text.is_again:
         text.add(f"nodes[{k}].commit(r[{len(outs)}:])")
     text.add("r = s = None")
 
 
-def _input(text: _Text, plan: Plan, setup: Setup, position: int, slot: int) -> str:
+def _input(text: _Text, plan: Plan, k: int, position: int) -> str:
+    """What a call reads at a position."""
+    setup, slot = plan.calls[k].setup, plan.calls[k].sources[position]
     if slot < 0:
         return "None"
+    if text.is_again and slot not in plan.forgotten:
+        return f"i{k}[{position}]"
     if slot not in plan.leaves:
         return f"v{slot}"
     if position in setup.index_names:
@@ -286,12 +291,32 @@ def _input(text: _Text, plan: Plan, setup: Setup, position: int, slot: int) -> s
     return f"data[{slot}].read({text.name('dtype', setup.dtypes[position])}, backend)"
 
 
+def _again(text: _Text, plan: Plan, steps: Sequence[ForwardStep]) -> None:
+    """Compute once more what was forgotten, into local names."""
+    text.is_again = True
+    everything = range(plan.n_slots)
+    gone = {slot for step in steps for slot in step.clears}
+    for step in fused_forward(plan, steps, gone):
+        members = (step,) if isinstance(step, ForwardStep) else step.steps
+        for member in members:
+            text.add(f"i{member.node} = nodes[{member.node}].kept_inputs()")
+        if isinstance(step, FusedForward):
+            _forward_chain(text, plan, step, everything)
+        else:
+            joined = step if isinstance(step, FusedRelu) else None
+            _forward_step(text, plan, members[0], joined, everything, 0, ())
+        clears = {slot for member in members for slot in member.clears}
+        for name in [*(f"v{slot}" for slot in sorted(clears)), *(f"i{m.node}" for m in members)]:
+            text.add(f"{name} = None")
+    text.is_again = False
+
+
 def _options(text: _Text, k: int, setup: Setup) -> list[str]:
     options = []
     if setup.declaration.operands:
         options.append(f"**nodes[{k}].operands")
     if setup.function.random:
-        options.append(f"random=nodes[{k}].random()")
+        options.append(f"random=nodes[{k}].{'same_random' if text.is_again else 'random'}()")
     if setup.scratch:
         options.append(f"scratch={text.empty(Spec((setup.scratch,), _BYTES))}")
     return options
@@ -323,16 +348,16 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     added = {root}
     number = 0
     for step in fused_backward(plan, steps):
-        members: tuple[BackwardStep, ...]
+        members = (step,) if isinstance(step, BackwardStep) else step.steps
+        for member in members:
+            _again(text, plan, member.again)
         if isinstance(step, FusedBackward):
-            members = step.steps
             _backward_chain(text, plan, step, added)
         elif isinstance(step, FusedReluBackward):
-            members = step.steps
             _backward_step(text, plan, step.steps[1], added, step)
         else:
-            members = (step,)
             _backward_step(text, plan, step, added)
+        text.add(*[f"v{slot} = None" for member in members for slot in member.drops])
         for member in members:
             text.add(f"nodes[{member.node}].release()")
             if member.clears:
@@ -357,13 +382,12 @@ def _backward_step(
         targets = (joined.steps[0].targets[0], *targets[1:])
     setup = call.setup
     reads = setup.reads(step.need)
-    text.add(f"a = nodes[{step.node}].kept_arrays()")
+    text.add(f"a = {_kept_arrays(plan, step)}")
     outer = [f"g{slot}" if slot >= 0 else "None" for slot in targets]
     own = "True"
     if reads.fast:
-        _fast_backward(
-            text, step, setup, [f"packed({g})" if g != "None" else g for g in outer], joined
-        )
+        outer = [f"packed({g})" if g != "None" else g for g in outer]
+        _fast_backward(text, plan, step, outer, joined)
     elif not _backward_formulas(text, step, setup, outer):
         own = _backward_rules(text, step, setup, outer)
     for c in step.contributions:
@@ -382,12 +406,13 @@ def _gradient(text: _Text, c: Contribution, spec: Spec) -> str:
 
 def _fast_backward(
     text: _Text,
+    plan: Plan,
     step: BackwardStep,
-    setup: Setup,
     outer: Sequence[str],
     joined: FusedReluBackward | None,
 ) -> None:
     """All gradients by the function's own backward."""
+    setup = plan.calls[step.node].setup
     reads = setup.reads(step.need)
     outs = ["None"] * len(setup.input_shapes)
     for c in step.contributions:
@@ -401,8 +426,7 @@ def _fast_backward(
     method = "backward"
     if joined is not None:
         method = "relu_backward"
-        node = joined.steps[0].node
-        options.append(f"y=nodes[{node}].kept_arrays()[{joined.result}]")
+        options.append(f"y={_kept_arrays(plan, joined.steps[0])}[{joined.result}]")
     backward = text.name(method, getattr(setup.implementation, method))
     text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
 
@@ -482,8 +506,10 @@ def _deliver(text: _Text, c: Contribution, out: str, own: str, added: set[int]) 
 
 def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[int]) -> None:
     spec = plan.calls[fused.steps[0].node].setup.results[0]
-    for node in dict.fromkeys(read.node for read in fused.inputs if read.slot < 0):
-        text.add(f"a{node} = nodes[{node}].kept_arrays()")
+    reading = {read.node for read in fused.inputs if read.slot < 0}
+    for step in fused.steps:
+        if step.node in reading:
+            text.add(f"a{step.node} = {_kept_arrays(plan, step)}")
     inputs = [
         f"g{read.slot}" if read.slot >= 0 else f"a{read.node}[{read.position}]"
         for read in fused.inputs
@@ -499,6 +525,15 @@ def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[in
     arrays = {f"a{read.node}" for read in fused.inputs if read.slot < 0}
     gone = {f"g{read.slot}" for read in fused.inputs if read.slot >= 0}
     text.add(" = ".join([*sorted(gone | arrays), *outs, "None"]))
+
+
+def _kept_arrays(plan: Plan, step: BackwardStep) -> str:
+    """What a call's gradients read, by position."""
+    positions = plan.calls[step.node].setup.reads(step.need).backward
+    forgotten = plan.forgotten_positions(step.node)
+    again = "".join(f", {p}: v{forgotten[p]}" for p in positions if p in forgotten)
+    kept = f"nodes[{step.node}].kept_arrays()"
+    return f"{{**{kept}{again}}}" if again else kept
 
 
 def _bound(text: _Text, binding: Binding, k: int, outer: Sequence[str]) -> str:

@@ -91,6 +91,7 @@ class _Adapter(Function, by_signature=False):
     """A PythonFunction as the engine sees it."""
 
     waits = False
+    recomputable = False  # what users write may remember things
 
     def __init__(self, wrapped: PythonFunction, n_inputs: int) -> None:
         self._wrapped = wrapped

@@ -28,6 +28,7 @@ from .graph import Node, Value
 from .ndarray import NdArray, Storage
 from .plan import Graph, Plan
 from .program import forward_program
+from .recompute import is_recomputing, marked
 from .variable import Variable
 
 # Calls that wait at most: what nobody ever looks at must not pile up.
@@ -49,6 +50,7 @@ class _Calls:
         self.data: list[NdArray] = []  # by slot; here results live until they are not read any more
         self.leaves: list[int] = []  # slots that no waiting call computes
         self.marked: list[Storage] = []
+        self.recomputes = False  # a result is marked, or was forgotten (recompute.py)
         self.world: World | None = None  # kept alive by what waits, which is computed in it
 
     def slot(self, value: Value) -> int:
@@ -56,6 +58,7 @@ class _Calls:
         if slot is None:
             slot = self.put(value, value.data)
             self.leaves.append(slot)
+            self.recomputes = self.recomputes or value.forgotten
         return slot
 
     def put(self, value: Value, data: NdArray) -> int:
@@ -124,6 +127,8 @@ class Record:
                     data._storage.record = self
                     calls.marked.append(data._storage)
                 if recording:
+                    if is_recomputing():
+                        value.recompute = calls.recomputes = True
                     value.hold_weakly(data)
                     outputs.append(Variable._of(value, data))
                 else:
@@ -137,6 +142,14 @@ class Record:
                 node.draw_ahead()
             return outputs
 
+    def mark_recompute(self, node: Node) -> bool:
+        """Look for marked results when calls are computed; False if `node` does not wait."""
+        with self._lock:
+            if node not in self._calls.nodes:
+                return False
+            self._calls.recomputes = True
+            return True
+
     def flush(self) -> None:
         """Compute all that waits."""
         with self._lock:
@@ -147,6 +160,9 @@ class Record:
             for storage in calls.marked:
                 storage.record = None
             calls.marked.clear()
+            if calls.recomputes:
+                for node in calls.nodes:
+                    node.forgets = marked(node)
             assert calls.world is not None
             with world_scope(calls.world), np.errstate(all="ignore"):
                 try:
@@ -173,6 +189,8 @@ def _walk(calls: _Calls) -> None:
     for k, node in enumerate(calls.nodes):
         if not node.setup.function.alias:
             node.execute()
+        elif calls.recomputes:
+            node.keep_alias(node.output(0).data)
         for slot in slots[k]:
             if last[slot] == k:
                 calls.data[slot] = nothing
@@ -183,8 +201,9 @@ def _walk(calls: _Calls) -> None:
 
 
 class _Kept(NamedTuple):
-    """What a node keeps: slots, and the saved results after them."""
+    """What a node keeps: positions; slots, and the saved results after them."""
 
+    positions: tuple[int, ...]
     slots: tuple[int, ...]
     saved: tuple[Spec, ...]
 
@@ -198,16 +217,15 @@ class _Structure:
 
     def make(self, plan: Plan) -> None:
         self.program = forward_program(plan, False, True)
-        for call in plan.calls:
+        for call, positions in zip(plan.calls, plan.kept, strict=True):
             slots, saved = [], []
-            if True in call.need:
-                own = (*call.sources, *call.targets)
-                for position in call.setup.reads(call.need).either:
-                    if position < len(own):
-                        slots.append(own[position])
-                    else:
-                        saved.append(call.setup.results[position - len(call.sources)])
-            self.kept.append(_Kept(tuple(slots), tuple(saved)))
+            own = (*call.sources, *call.targets)
+            for position in positions:
+                if position < len(own):
+                    slots.append(own[position])
+                else:
+                    saved.append(call.setup.results[position - len(call.sources)])
+            self.kept.append(_Kept(positions, tuple(slots), tuple(saved)))
 
 
 _structures: OrderedDict[tuple, _Structure] = OrderedDict()
@@ -222,6 +240,8 @@ def _run_program(calls: _Calls) -> bool:
         if sys.getrefcount(each) > _UNSHARED:
             held.append(slot)
     key = (*calls.key, *held)
+    if calls.recomputes:
+        key += tuple((node.forgets, node.positions()) for node in calls.nodes)
     with _structures_lock:
         structure = _structures.get(key)
         if structure is None:
@@ -246,7 +266,7 @@ def _run_program(calls: _Calls) -> bool:
     data, nodes = calls.data, calls.nodes
     storages = [found._storage for found in data]
     kept = []
-    for node, (slots, saved) in zip(nodes, structure.kept, strict=True):
+    for node, (positions, slots, saved) in zip(nodes, structure.kept, strict=True):
         arrays = [data[slot] for slot in slots]
         for each in arrays:
             if each._storage.volatile:
@@ -256,7 +276,7 @@ def _run_program(calls: _Calls) -> bool:
             arrays.append(NdArray._of(storages[-1], spec.shape))
         kept.append(tuple(arrays))
         if arrays:
-            node.prepare()
+            node.prepare(positions)
     structure.program(nodes, data, storages, kept)
     return True
 

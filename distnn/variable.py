@@ -114,6 +114,20 @@ class Variable:
             version.changed()
 
     @property
+    def recompute(self) -> bool:
+        """Whether backward computes it again instead of keeping it (`nn.recompute`).
+
+        In dynamic mode it has to be set before the value is computed, best by `nn.recompute()`;
+        later it changes nothing. For leaves it means nothing.
+        """
+        return self._value.recompute
+
+    @recompute.setter
+    def recompute(self, recompute: bool) -> None:
+        if bool(recompute) != self._value.recompute:
+            self._value.mark_recompute(bool(recompute))
+
+    @property
     def parent(self) -> Node | None:
         """The call that computes this value; None for a leaf. Assign None to cut the graph here."""
         return self._value.parent

@@ -40,7 +40,7 @@ if command -v g++ > /dev/null; then
     step "GPU backend on the emulator: its own tests, and beside them the function table"
     emulated="python -m pytest -q -p no:cacheprovider --device emulated"
     { $emulated tests/test_functions.py -k "$table" > "$log/table" 2>&1 || touch "$log/failed"; } &
-    plans="tests/test_program.py tests/test_fusion.py tests/test_record.py"
+    plans="tests/test_program.py tests/test_fusion.py tests/test_record.py tests/test_recompute.py"
     own=$(ls tests/test_cuda_*.py tests/test_gpu_emulator.py $plans | grep -v test_cuda_sources)
     run $emulated $own || true
     wait

@@ -68,6 +68,7 @@ class BatchStatistics(Normalization, by_signature=False):
     outputs = ("y", "batch_mean", "batch_variance")
     saved: ClassVar[tuple[str, ...]] = ("centre", "inverse_deviation")
     updates = ("mean", "variance")
+    recomputable = True
 
     def setup(
         self, x: Spec, beta: Spec | None, gamma: Spec | None, mean: Spec, variance: Spec

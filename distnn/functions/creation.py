@@ -45,6 +45,7 @@ class Assign(Function):
     """dst = src as an effect of forward; y = src, with the gradient of dst."""
 
     updates = ("dst",)
+    recomputable = True
 
     def setup(self, dst: Spec, src: Spec) -> Spec:
         if dst.shape != src.shape:

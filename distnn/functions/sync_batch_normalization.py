@@ -96,6 +96,7 @@ class SyncBatchNormalization(BatchStatistics):
     ranks: Ranks
 
     saved = ("centre", "inverse_deviation", "count")
+    recomputable = False
     cuda = "sync_batch_normalization.SyncBatchNormalization"
     waits = False  # it meets other ranks, who must not wait for somebody here to look
 
@@ -273,6 +274,8 @@ class BatchAverage(Function):
 
     ranks: Ranks
     count: int
+
+    recomputable = False
 
     def setup(self, x: Spec) -> Spec:
         return x
