@@ -19,7 +19,7 @@ from distnn.errors import ContextError, LabelError, MissingExtraError
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-from distnn.cpu import bfloat16
+from distnn.cpu import bfloat16  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,7 @@ def test_bfloat16_without_numba(monkeypatch):
 
 def test_bfloat16_without_ml_dtypes(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(MissingExtraError, match="needs the package ml_dtypes.*pip install"):
+    with pytest.raises(MissingExtraError, match=r"needs the package ml_dtypes.*pip install"):
         nn.set_default_context(context())
 
 
