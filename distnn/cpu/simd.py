@@ -121,6 +121,13 @@ def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
+def fetch(builder: Any, pointer: Any, write: bool) -> None:
+    """Begin to bring what is at `pointer` into all caches, to write if `write`, as LLVM code."""
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, _INT(int(write)), _INT(3), _INT(1)])  # near, as data
+
+
 @intrinsic
 def broadcast(typing: Any, number: Any) -> Any:
     """A number in every lane."""
@@ -211,12 +218,9 @@ def fetch_rows(typing: Any, array: Any, start: Any, stride: Any, write: Any) -> 
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        how = [_INT(write.literal_value), _INT(3), _INT(1)]  # into all caches, as data
         for i in range(LANES):
             place = builder.gep(pointer, [builder.mul(args[2].type(i), args[2])])
-            builder.call(function, [place, *how])
+            fetch(builder, place, write=write.literal_value)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, write), code

@@ -185,15 +185,15 @@ def _buffer(maps, width):
 
 
 @kernel
-def cut(images, points, maps, start, stop):
-    """Cut images into tiles, and transform them; parts number images times blocks of channels.
+def cut(images, points, maps, first_block, blocks, start, stop):
+    """Cut images into tiles, and transform them; parts number images times `blocks`.
 
-    Windows of six pixels are those of x, of four those of dy (the adjoint of `join`).
+    These are blocks of channels from `first_block` on, which comes first in `points`. Windows of
+    six pixels are those of x, of four those of dy (the adjoint of `join`).
     """
     window, overlap = maps.window, maps.window - TILE
     width = TILE * maps.tile_columns + overlap
     row = width * LANES
-    blocks = -(-maps.channels // LANES)
     pixels = maps.height * maps.width
     tiles = maps.tile_rows * maps.tile_columns
     ahead = _ahead(maps)
@@ -202,8 +202,9 @@ def cut(images, points, maps, start, stop):
     middle = np.empty(POINTS * row, np.float32)
     for part in range(start, stop):
         image, block = divmod(part, blocks)
-        lanes = min(LANES, maps.channels - block * LANES)
-        source = (image * maps.channels + block * LANES) * pixels
+        channel = (first_block + block) * LANES
+        lanes = min(LANES, maps.channels - channel)
+        source = (image * maps.channels + channel) * pixels
         target = block * maps.block + image * tiles * LANES
         for i in range(maps.tile_rows):
             kept = 0
@@ -256,15 +257,15 @@ def _add_each(values, number):
 
 
 @kernel
-def join(points, images, bias, maps, start, stop):
+def join(points, images, bias, maps, first_block, blocks, start, stop):
     """Transform tiles back and put images together, adding up where windows overlap, plus a bias.
 
+    Parts number images times `blocks`, as those of `cut`.
     Windows of four pixels are those of y; of six, those of dx (the adjoint of `cut`), without bias.
     """
     window, overlap = maps.window, maps.window - TILE
     width = TILE * maps.tile_columns + overlap
     row = width * LANES
-    blocks = -(-maps.channels // LANES)
     pixels = maps.height * maps.width
     tiles = maps.tile_rows * maps.tile_columns
     ahead = _ahead(maps)
@@ -274,10 +275,11 @@ def join(points, images, bias, maps, start, stop):
     step = POINTS * LANES
     for part in range(start, stop):
         image, block = divmod(part, blocks)
-        lanes = min(LANES, maps.channels - block * LANES)
-        target = (image * maps.channels + block * LANES) * pixels
+        channel = (first_block + block) * LANES
+        lanes = min(LANES, maps.channels - channel)
+        target = (image * maps.channels + channel) * pixels
         source = block * maps.block + image * tiles * LANES
-        offset = load_part(bias, block * LANES, lanes)
+        offset = load_part(bias, channel, lanes)
         _fill(buffer, 0, overlap * row)
         for i in range(maps.tile_rows):
             _fill(buffer, overlap * row, window * row)
@@ -312,26 +314,36 @@ def join(points, images, bias, maps, start, stop):
                 store(buffer, place, load(buffer, TILE * row + place))
 
 
+@_inline
+def _in_panels(block, blocks, panel, size):
+    """Where a block of matrices lies that come in panels of blocks, and from plane to plane.
+
+    A panel has the same blocks of all planes beside each other; a block has `size` elements.
+    """
+    first = block // panel * panel
+    wide = min(panel, blocks - first)
+    return first * POINTS**2 * size + (block - first) * size, wide * size
+
+
 @kernel
-def cut_filters(w, points, columns, rows, column, row, start, stop):
+def cut_filters(w, points, columns, rows, column, row, panel, start, stop):
     """Transform filters to 36 matrices (rows, columns) in blocks of columns; parts number blocks.
 
     Taps of the filter at (r, c) begin at w[r * row + c * column]. Rows are taken up to a multiple
-    of 16, with zeros.
+    of 16, with zeros. Blocks come in panels.
     """
     taken = -(-rows // LANES) * LANES
     blocks = -(-columns // LANES)
-    plane = blocks * taken * LANES
     middle = np.empty(3 * POINTS * LANES, np.float32)
     for block in range(start, stop):
         lanes = min(LANES, columns - block * LANES)
+        target, plane = _in_panels(block, blocks, panel, taken * LANES)
         for r in range(taken):
             taps = TAPS if r < rows else 0
             g = load_transposed(w, block * LANES * column + r * row, column, lanes, taps)
             _store_six(middle, 0, 3 * LANES, _filter(g[0], g[3], g[6]))
             _store_six(middle, LANES, 3 * LANES, _filter(g[1], g[4], g[7]))
             _store_six(middle, 2 * LANES, 3 * LANES, _filter(g[2], g[5], g[8]))
-            target = (block * taken + r) * LANES
             for p in range(POINTS):
                 place = 3 * p * LANES
                 values = _filter(
@@ -340,21 +352,43 @@ def cut_filters(w, points, columns, rows, column, row, start, stop):
                     load(middle, place + 2 * LANES),
                 )
                 _store_six(points, target + p * POINTS * plane, plane, values)
+            target += LANES
+
+
+@_inline
+def _sum_of_six(sums, size, start, step):
+    """Six points, each the sum of what lies `size` elements apart."""
+    total = _load_six(sums, start, step)
+    for begin in range(size, len(sums), size):
+        more = _load_six(sums, start + begin, step)
+        total = (
+            total[0] + more[0], total[1] + more[1], total[2] + more[2],
+            total[3] + more[3], total[4] + more[4], total[5] + more[5],
+        )  # fmt: skip
+    return total
 
 
 @kernel
-def join_filters(points, w, channels, filters, start, stop):
-    """The adjoint of cut_filters, to w (filters, channels, 3, 3); parts number channels."""
+def join_filters(sums, w, channels, filters, panel, start, stop):
+    """The adjoint of cut_filters of the sum of `sums`, to w (filters, channels, 3, 3).
+
+    Matrices have the channels for rows, and those come in panels; parts number channels.
+    """
     zero = broadcast(np.float32(0))
     middle = np.empty(3 * POINTS * LANES, np.float32)
     step = POINTS * LANES
-    block = -(-channels // LANES) * LANES**2
-    plane = -(-filters // LANES) * block
+    blocks, columns = -(-channels // LANES), -(-filters // LANES)
+    size = POINTS**2 * blocks * columns * LANES**2
     for f in range(0, filters, LANES):
         for c in range(start, stop):
+            first = c // LANES // panel * panel
+            block = min(panel, blocks - first) * LANES**2
+            plane = columns * block
+            source = first * POINTS**2 * columns * LANES**2 + f // LANES * block
+            source += (c - first * LANES) * LANES
             for p in range(POINTS):
-                source = f // LANES * block + c * LANES + p * plane
-                a, b, d = _filter_adjoint(*_load_six(points, source, POINTS * plane))
+                points = _sum_of_six(sums, size, source + p * plane, POINTS * plane)
+                a, b, d = _filter_adjoint(*points)
                 store(middle, p * LANES, a)
                 store(middle, step + p * LANES, b)
                 store(middle, 2 * step + p * LANES, d)
