@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from .errors import ArgumentError
 
 _state = threading.local()
-_executor: ThreadPoolExecutor | None = None
+_helpers: _Helpers | None = None
 _num_threads: int | None = None
 
 
@@ -47,13 +47,13 @@ def set_num_threads(number: int) -> None:
     >>> import distnn as nn
     >>> nn.set_num_threads(nn.get_num_threads())
     """
-    global _num_threads, _executor
+    global _num_threads, _helpers
     if not isinstance(number, int) or number < 1:
         raise ArgumentError(f"[set_num_threads] number is {number!r}; pass an int of 1 or more")
     _num_threads = number
-    if _executor is not None:
-        _executor.shutdown(wait=False)
-        _executor = None
+    if _helpers is not None:
+        _helpers.stop()
+        _helpers = None
 
 
 def available_cores() -> int:
@@ -74,42 +74,86 @@ def parallel_for(body: Callable[[int, int], object], length: int, grain: int) ->
         for start in range(0, length, grain):
             body(start, min(start + grain, length))
         return
-    counter = itertools.count()  # next() on it is atomic: each part is taken once
-
-    def work() -> None:
-        _state.inside = True
-        try:
-            while (part := next(counter)) < parts:
-                body(part * grain, min((part + 1) * grain, length))
-        finally:
-            _state.inside = False
-
-    futures = [_threads().submit(work) for _ in range(helpers)]
+    job = _Job(body, length, grain)
+    _the_helpers().offer(job, helpers)
+    _state.inside = True
     try:
-        work()
+        job.run()
     finally:
-        # A helper that has not begun finds no part left; waiting for it could mean waiting for
-        # work of another caller's.
-        running = [future for future in futures if not future.cancel()]
-        for future in running:
-            future.result()
+        _state.inside = False
+    job.wait()
 
 
-def _threads() -> ThreadPoolExecutor:
-    global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(
-            max(1, get_num_threads() - 1),
-            thread_name_prefix="distnn",
-            initializer=np.seterr,
-            initargs=("ignore",),
-        )
-    return _executor
+class _Job:
+    """The parts of a range, each taken by the thread that comes first."""
+
+    def __init__(self, body: Callable[[int, int], object], length: int, grain: int) -> None:
+        self._body: Callable[[int, int], object] | None = body
+        self._length, self._grain = length, grain
+        self._parts = -(-length // grain)
+        # next() on a counter is atomic.
+        self._taken = itertools.count()
+        self._finished = itertools.count(1)
+        self._error: BaseException | None = None
+        self._unfinished = threading.Lock()
+        self._unfinished.acquire()
+
+    def run(self) -> None:
+        """Run parts until none is left."""
+        while (part := next(self._taken)) < self._parts:
+            start = part * self._grain
+            try:
+                assert self._body is not None
+                self._body(start, min(start + self._grain, self._length))
+            except BaseException as error:
+                self._error = error
+            if next(self._finished) == self._parts:
+                # No thread holds on to arrays that the caller believes to be free: not even one
+                # that looks at this job later.
+                self._body = None
+                self._unfinished.release()
+
+    def wait(self) -> None:
+        """Until all parts have run; raises what one has raised."""
+        self._unfinished.acquire()
+        if self._error is not None:
+            raise self._error
+
+
+class _Helpers:
+    """Threads that run jobs beside those who ask for them."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        for i in range(number):
+            threading.Thread(target=self._work, name=f"distnn_{i}", daemon=True).start()
+
+    def offer(self, job: _Job, helpers: int) -> None:
+        for _ in range(helpers):
+            self._jobs.put(job)
+
+    def stop(self) -> None:
+        for _ in range(self._number):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        np.seterr(all="ignore")
+        _state.inside = True
+        while (job := self._jobs.get()) is not None:
+            job.run()
+
+
+def _the_helpers() -> _Helpers:
+    global _helpers
+    if _helpers is None:
+        _helpers = _Helpers(max(1, get_num_threads() - 1))
+    return _helpers
 
 
 def _after_fork() -> None:
-    global _executor
-    _executor = None
+    global _helpers
+    _helpers = None
 
 
 if hasattr(os, "register_at_fork"):
