@@ -1,15 +1,15 @@
-"""Products of bfloat16 matrices, summed in float32, by the tile registers (AMX) of newer Xeons.
+"""The tile registers (AMX) of newer Xeons: products of bfloat16 matrices, summed in float32.
 
-A tile holds 16 rows of 64 bytes. A matrix (R, K) of bfloat16, kept as the upper halves of float32
-in uint16, is stored as (K / 32, R, 32); the one on the right as (N / 16, K / 2, 16, 2), two rows
-side by side; the result (R, N) in float32 as (N / 16, R, 16), as in gemm.py. Then every tile is one
-piece of memory. Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+A tile holds 16 rows of 64 bytes: 32 bfloat16 numbers of a row of the matrix on the left, two
+neighbours of each of 16 columns of the one on the right, or 16 float32 of the result.
+Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from typing import Any
 
@@ -17,8 +17,6 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from .bfloat16 import rounded
-from .compiler import kernel
 from .simd import LANES, address, has_feature, literal_intrinsic
 
 SIDE = 16  # rows of a tile
@@ -32,13 +30,21 @@ _POINTER = _BYTE.as_pointer()
 
 
 @functools.cache
-def available() -> bool:
-    """Whether the processor has these registers, and Linux lets this process use them."""
+def problem() -> str | None:
+    """Why these registers cannot be used; None if they can."""
     if sys.platform != "linux" or not (has_feature("amx-bf16") and has_feature("amx-tile")):
-        return False
+        return "this processor has no tile registers for bfloat16 (AMX)"
     # Since Linux 5.16 a process asks once, for all its threads: the registers are 8 KB of state.
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        return f"Linux does not let this process use the tile registers (AMX): {reason}"
+    return None
+
+
+def available() -> bool:
+    """Whether the processor has these registers, and Linux lets this process use them."""
+    return problem() is None
 
 
 def tile_shapes() -> np.ndarray:
@@ -94,7 +100,7 @@ def release(typing: Any) -> Any:
 
 
 @literal_intrinsic
-def _square(
+def square(
     typing: Any, a: Any, a_start: Any, a_block: Any, b: Any, b_start: Any, b_block: Any,
     c: Any, c_start: Any, c_block: Any, depth: Any,
 ) -> Any:  # fmt: skip
@@ -127,42 +133,3 @@ def _square(
 
     index = types.intp
     return types.void(a, index, index, b, index, index, c, index, index, index), code
-
-
-@kernel
-def multiply(shapes, a, a_block, b, depth, c, c_block, columns, start, stop):
-    """C = A B for pairs of tiles of 16 rows, `start` to `stop`; `shapes` are `tile_shapes()`.
-
-    A (depth, *, 32) and C (columns, *, 16) have `a_block` and `c_block` elements from block to
-    block, B is (columns, depth * 16, 16, 2); `columns` is even. Rows are taken up to whole pairs.
-    """
-    b_block = depth * SIDE * DEPTH
-    configure(shapes)
-    for pair in range(start, stop):
-        row = pair * PAIR
-        for n in range(0, columns, 2):
-            y, z = n * b_block, n * c_block + row * LANES
-            _square(a, row * DEPTH, a_block, b, y, b_block, c, z, c_block, depth)
-    release()
-
-
-@kernel
-def to_left(bits, out, block):
-    """The bits of a float32 matrix (R, K) as bfloat16 (K / 32, *, 32), with zeros up to K."""
-    rows, columns = bits.shape
-    for k in range(0, columns, DEPTH):
-        for r in range(rows):
-            place = k // DEPTH * block + r * DEPTH
-            for i in range(DEPTH):
-                out[place + i] = rounded(bits[r, k + i]) if k + i < columns else np.uint16(0)
-
-
-@kernel
-def to_right(bits, out, depth):
-    """The bits of a float32 matrix (K, N) as bfloat16 (N / 16, depth * 16, 16, 2), with zeros."""
-    rows, columns = bits.shape
-    out[:] = 0
-    for k in range(rows):
-        for n in range(columns):
-            pair = (n // SIDE * depth * SIDE + k // 2) * SIDE + n % SIDE
-            out[2 * pair + k % 2] = rounded(bits[k, n])

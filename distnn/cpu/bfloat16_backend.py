@@ -18,7 +18,7 @@ from ..formula import Formula
 from ..function import Function, Rule, Spec
 from ..functions.elementwise import Elementwise
 from ..twin import Twin
-from . import twin
+from . import bfloat16_affine, twin
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
 from .elementwise import evaluate
@@ -27,10 +27,12 @@ from .twin import implementation
 if TYPE_CHECKING:
     from ..namespace import Axes
 
-# Functions that only move numbers: NumPy moves those of two bytes, and so do their gradients.
-_MOVING = frozenset({"concatenate", "reshape", "slice", "split", "stack", "transpose"})
+# Functions whose text, and whose gradients' text, is right for bfloat16: most move numbers only.
+_AS_THEY_ARE = frozenset(
+    {"affine", "batch_matmul", "concatenate", "reshape", "slice", "split", "stack", "transpose"}
+)
 # Where kernels for bfloat16 are, in this room, by the functions' class.
-_TWINS: dict[str, str] = {}
+_TWINS = {"Affine": "bfloat16_affine.Affine"}
 
 
 class Bfloat16Namespace(NumbaNamespace):
@@ -64,8 +66,10 @@ class Bfloat16Namespace(NumbaNamespace):
         return _narrow(super().sum(wide(x), axis, keepdims))
 
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        product = super().matmul(wide(a), wide(b))
-        return _narrow(product) if out is None else put(product, out)
+        if out is None:
+            batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            out = self.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+        return bfloat16_affine.matmul(a, b, out)
 
 
 class Widened(Twin):
@@ -136,11 +140,11 @@ class Bfloat16Backend(NumbaBackend):
         return super().whole_numbers(wide(array), message)
 
     def implementation(self, function: Function, specs: Sequence[Any]) -> Any:
-        if isinstance(function, Elementwise) or function.name in _MOVING or not specs:
-            return function
         found = _twin(type(function).__name__)
         if found is not None and found.suits(function, *specs):
             return found(function)
+        if isinstance(function, Elementwise) or function.name in _AS_THEY_ARE or not specs:
+            return function
         return Widened(function, specs)
 
     def rule(self, rule: Rule) -> Rule:
@@ -155,9 +159,7 @@ class Bfloat16Backend(NumbaBackend):
     def _in_float32(self, compute: Any) -> Any:
         @functools.wraps(compute)
         def wider(function: Function, xp: Any, **values: Any) -> Any:
-            if xp is not self.xp:  # it is recorded
-                return compute(function, xp, **values)
-            if function.name in _MOVING:
+            if xp is not self.xp or function.name in _AS_THEY_ARE:  # or it is recorded
                 return compute(function, xp, **values)
             found = {name: _widened(value) for name, value in values.items()}
             return _narrow(compute(function, NumbaBackend.xp, **found))
