@@ -21,6 +21,7 @@ from .simd import LANES, address, has_feature, literal_intrinsic
 
 SIDE = 16  # rows of a tile
 DEPTH = 32  # bfloat16 numbers in a row of it
+TILE = SIDE * DEPTH
 # Rows and columns of a result that are computed together: two by two tiles.
 PAIR = 2 * SIDE
 
@@ -99,37 +100,68 @@ def release(typing: Any) -> Any:
     return types.void(), code
 
 
+# A square is two by two tiles of a result, in registers 0 to 3.
+
+
 @literal_intrinsic
-def square(
-    typing: Any, a: Any, a_start: Any, a_block: Any, b: Any, b_start: Any, b_block: Any,
-    c: Any, c_start: Any, c_block: Any, depth: Any,
-) -> Any:  # fmt: skip
-    """Two by two tiles of C = A B; `depth` counts blocks of 32."""
+def clear_square(typing: Any) -> Any:
+    """C = 0"""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, a_start, a_block, b, b_start, b_block, c, c_start, c_block, depth = args
-        row_bytes = _LONG(4 * LANES)
-
-        def at(position: int, array: Any, *offsets: Any) -> Any:
-            index = functools.reduce(builder.add, offsets)
-            pointer = address(context, builder, sig.args[position], array, index)
-            return builder.bitcast(pointer, _POINTER)
-
         for tile in range(4):
             _zero(builder, _BYTE(tile))
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@literal_intrinsic
+def add_square(
+    typing: Any, a: Any, a_start: Any, a_step: Any, a_next: Any, b: Any, b_start: Any, b_step: Any,
+    b_next: Any, depth: Any,
+) -> Any:  # fmt: skip
+    """C += A B; `depth` counts blocks of 32, which lie `a_step` and `b_step` apart.
+
+    `a_next` and `b_next` lead from the first of two tiles to the second.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, a_start, a_step, a_next, b, b_start, b_step, b_next, depth = args
+        row_bytes = _LONG(4 * LANES)
+
+        def load(tile: int, position: int, array: Any, *offsets: Any) -> None:
+            index = functools.reduce(builder.add, offsets)
+            pointer = address(context, builder, sig.args[position], array, index)
+            _load(builder, _BYTE(tile), builder.bitcast(pointer, _POINTER), row_bytes)
+
         with cgutils.for_range(builder, depth) as loop:
-            x = builder.add(a_start, builder.mul(loop.index, a_block))
-            y = builder.add(b_start, builder.mul(loop.index, _LONG(SIDE * DEPTH)))
-            _load(builder, _BYTE(4), at(0, a, x), row_bytes)
-            _load(builder, _BYTE(5), at(0, a, x, _LONG(SIDE * DEPTH)), row_bytes)
-            _load(builder, _BYTE(6), at(3, b, y), row_bytes)
-            _load(builder, _BYTE(7), at(3, b, y, b_block), row_bytes)
-            for tile in range(4):
-                _dot(builder, _BYTE(tile), _BYTE(4 + tile // 2), _BYTE(6 + tile % 2))
-        for tile in range(4):
-            down, right = _LONG(tile // 2 * SIDE * LANES), builder.mul(_LONG(tile % 2), c_block)
-            _store(builder, _BYTE(tile), at(6, c, c_start, down, right), row_bytes)
+            x = builder.add(a_start, builder.mul(loop.index, a_step))
+            y = builder.add(b_start, builder.mul(loop.index, b_step))
+            load(4, 0, a, x)
+            load(6, 4, b, y)
+            _dot(builder, _BYTE(0), _BYTE(4), _BYTE(6))
+            load(7, 4, b, y, b_next)
+            _dot(builder, _BYTE(1), _BYTE(4), _BYTE(7))
+            load(5, 0, a, x, a_next)
+            _dot(builder, _BYTE(2), _BYTE(5), _BYTE(6))
+            _dot(builder, _BYTE(3), _BYTE(5), _BYTE(7))
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(a, index, index, b, index, index, c, index, index, index), code
+    return types.void(a, index, index, index, b, index, index, index, index), code
+
+
+@literal_intrinsic
+def store_square(typing: Any, c: Any, c_start: Any, c_next: Any) -> Any:
+    """C to memory as (2, 32, 16): two blocks of columns, `c_next` apart."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        c, c_start, c_next = args
+        for tile in range(4):
+            down, right = _LONG(tile // 2 * SIDE * LANES), builder.mul(_LONG(tile % 2), c_next)
+            index = builder.add(builder.add(c_start, down), right)
+            pointer = address(context, builder, sig.args[0], c, index)
+            _store(builder, _BYTE(tile), builder.bitcast(pointer, _POINTER), _LONG(4 * LANES))
+        return context.get_dummy_value()
+
+    return types.void(c, types.intp, types.intp), code

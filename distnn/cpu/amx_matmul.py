@@ -15,7 +15,17 @@ import numpy as np
 from ..memory import pool
 from ..threads import parallel_for
 from . import amx
-from .amx import DEPTH, PAIR, SIDE, configure, release, square
+from .amx import (
+    DEPTH,
+    PAIR,
+    SIDE,
+    TILE,
+    add_square,
+    clear_square,
+    configure,
+    release,
+    store_square,
+)
 from .bfloat16 import FLOAT32, bits, store
 from .bfloat16_simd import move, store_rounded
 from .compiler import kernel
@@ -23,7 +33,6 @@ from .simd import LANES
 from .simd import load as load_lanes
 from .simd import store as store_lanes
 
-_TILE = SIDE * DEPTH
 _UINT16 = np.dtype(np.uint16)
 # Below as many multiplications NumPy's product in float32 takes less time.
 _LEAST = 32_768
@@ -109,7 +118,7 @@ def _memory(sizes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """For the tiles of both matrices."""
     rows, depth, columns = sizes
     tiles = _up(depth, DEPTH)
-    left, right = (2 * _up(n, PAIR) * tiles * _TILE for n in (rows, columns))
+    left, right = (2 * _up(n, PAIR) * tiles * TILE for n in (rows, columns))
     return aligned(left), aligned(right)
 
 
@@ -153,7 +162,7 @@ def pack(x, start, stride, across, left, length, depth, out, first, last):
     `length` and k, over which sums run, below `depth`.
     """
     tiles = -(-depth // DEPTH)
-    edge = np.zeros(_TILE, np.uint16)
+    edge = np.zeros(TILE, np.uint16)
     for pair in range(first, last):
         for tile in range(tiles):
             k = tile * DEPTH
@@ -162,9 +171,9 @@ def pack(x, start, stride, across, left, length, depth, out, first, last):
                 i = pair * PAIR + half * SIDE
                 wide = min(SIDE, length - i)
                 if left:
-                    place = ((pair * tiles + tile) * 2 + half) * _TILE
+                    place = ((pair * tiles + tile) * 2 + half) * TILE
                 else:
-                    place = ((pair * 2 + half) * tiles + tile) * _TILE
+                    place = ((pair * 2 + half) * tiles + tile) * TILE
                 where = start + k * stride + i if across else start + i * stride + k
                 if wide == SIDE and deep == DEPTH:
                     _pack_tile(x, where, stride, across, left, out, place)
@@ -229,8 +238,10 @@ def multiply_packed(shapes, p, q, bias, y, start, rows, depth, columns, first, l
     configure(shapes)
     for part in range(first, last):
         m, n = divmod(part, beside)
-        left, right = m * tiles * 2 * _TILE, n * tiles * 2 * _TILE
-        square(p, left, 2 * _TILE, q, right, tiles * _TILE, sums, 0, PAIR * LANES, tiles)
+        left, right = m * tiles * 2 * TILE, n * tiles * 2 * TILE
+        clear_square()
+        add_square(p, left, 2 * TILE, TILE, q, right, TILE, tiles * TILE, tiles)
+        store_square(sums, 0, PAIR * LANES)
         place = start + m * PAIR * columns + n * PAIR
         below, beyond = min(PAIR, rows - m * PAIR), columns - n * PAIR
         put_rows(sums, bias, n * PAIR, y, place, columns, below, beyond)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..formula import Formula
 from ..function import Function, Rule, Spec
+from ..functions.channels import Channels
 from ..functions.elementwise import Elementwise
 from ..twin import Twin
 from . import bfloat16_affine, twin
@@ -32,7 +33,13 @@ _AS_THEY_ARE = frozenset(
     {"affine", "batch_matmul", "concatenate", "reshape", "slice", "split", "stack", "transpose"}
 )
 # Where kernels for bfloat16 are, in this room, by the functions' class.
-_TWINS = {"Affine": "bfloat16_affine.Affine"}
+_TWINS = {
+    "Affine": "bfloat16_affine.Affine",
+    "Convolution": "bfloat16_convolution.Convolution",
+    "Deconvolution": "bfloat16_convolution.Deconvolution",
+    "FilterGradient": "bfloat16_convolution.FilterGradient",
+}
+_RULES_AS_THEY_ARE = _AS_THEY_ARE | {"convolution", "deconvolution", "filter_gradient"}
 
 
 class Bfloat16Namespace(NumbaNamespace):
@@ -65,11 +72,21 @@ class Bfloat16Namespace(NumbaNamespace):
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
         return _narrow(super().sum(wide(x), axis, keepdims))
 
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        return WidenedChannels(blocks)
+
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         if out is None:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             out = self.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
         return bfloat16_affine.matmul(a, b, out)
+
+
+class WidenedChannels(Channels):
+    """Sums of channels in float32."""
+
+    def total(self, x: np.ndarray) -> np.ndarray:
+        return NumbaBackend.xp.channels(self.shape).total(wide(x))
 
 
 class Widened(Twin):
@@ -159,7 +176,7 @@ class Bfloat16Backend(NumbaBackend):
     def _in_float32(self, compute: Any) -> Any:
         @functools.wraps(compute)
         def wider(function: Function, xp: Any, **values: Any) -> Any:
-            if xp is not self.xp or function.name in _AS_THEY_ARE:  # or it is recorded
+            if xp is not self.xp or function.name in _RULES_AS_THEY_ARE:  # or it is recorded
                 return compute(function, xp, **values)
             found = {name: _widened(value) for name, value in values.items()}
             return _narrow(compute(function, NumbaBackend.xp, **found))
