@@ -101,6 +101,41 @@ def test_running_statistics_move_by_less_than_bfloat16_can_tell():
     np.testing.assert_allclose(mean, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("output_stat", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_batch_normalization_against_float64(mean, output_stat):
+    """A mean far larger than the deviation costs nothing but digits of x."""
+    rng = np.random.default_rng(0)
+    x = widened((rng.standard_normal((96, 70, 5, 8)) + mean).astype(np.float32))
+    beta, gamma = (widened(rng.standard_normal((1, 70, 1, 1)).astype(np.float32)) for _ in range(2))
+    dy = widened(rng.standard_normal(x.shape).astype(np.float32))
+    with nn.context_scope(context()):
+        leaves = [nn.Variable.from_numpy_array(v, need_grad=True) for v in (x, beta, gamma)]
+        statistics = [nn.Variable.from_numpy_array(np.zeros_like(beta)) for _ in range(2)]
+        y = F.batch_normalization(*leaves, *statistics, output_stat=output_stat)
+        if output_stat:
+            y, found_mean, found_variance = y
+            F.sum(y * nn.Variable.from_numpy_array(dy)).forward()
+            for found, exact in (
+                (found_mean, x.mean((0, 2, 3))),
+                (found_variance, x.var((0, 2, 3))),
+            ):
+                np.testing.assert_allclose(found.d.reshape(-1), exact, rtol=2.0**-8, atol=1e-2)
+        y.forward()
+        y.backward(nn.NdArray.from_numpy_array(dy))
+    wide = x.astype(np.float64)
+    m, axes = x.size // 70, (0, 2, 3)
+    centred = wide - wide.mean(axes, keepdims=True)
+    inverse = 1 / np.sqrt(wide.var(axes, keepdims=True) + 1e-5)
+    normal = centred * inverse
+    dbeta = dy.astype(np.float64).sum(axes, keepdims=True)
+    dgamma = (dy * normal).sum(axes, keepdims=True)
+    dx = gamma * inverse * (dy - dbeta / m - normal * dgamma / m)
+    np.testing.assert_allclose(y.d, normal * gamma + beta, rtol=2.0**-8, atol=1e-4)
+    for leaf, exact in zip(leaves, (dx, dbeta, dgamma), strict=True):
+        np.testing.assert_allclose(leaf.g, exact, rtol=2.0**-8, atol=1e-3)
+
+
 def network(x, t):
     h = F.tanh(PF.batch_normalization(PF.convolution(x, 32, (3, 3), pad=(1, 1), name="c1")))
     h = F.max_pooling(h, (2, 2))

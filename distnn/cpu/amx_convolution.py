@@ -216,6 +216,9 @@ class Tiles:
 
     # -- steps: each on all threads, unless threads share groups already -------------------------
 
+    def _share_out(self, work: Callable[[int, int], None], length: int, grain: int) -> None:
+        parallel_for(work, length, grain if self.groups < _FEW else length)
+
     def _weights(self, w: Any, columns: Maps, column: int, rows: Maps, row: int) -> np.ndarray:
         """Tiles of the filters; `column` and `row` are the distances from channel to channel."""
         tiles = aligned(columns.blocks * self.taps * rows.blocks * _BLOCK)
@@ -230,16 +233,16 @@ class Tiles:
         return tiles
 
     def _pack(self, x: np.ndarray, maps: Maps, tiles: np.ndarray, group: int) -> None:
-        parallel_for(
-            lambda i, j: pack_images(x, group * PAIR, *maps, tiles, maps.step, i, j), PAIR, 4
-        )
+        def work(i: int, j: int) -> None:
+            pack_images(x, group * PAIR, *maps, tiles, maps.step, i, j)
+
+        self._share_out(work, PAIR, 4)
 
     def _pack_turned(self, x: np.ndarray, maps: Maps, tiles: np.ndarray, group: int) -> None:
-        parallel_for(
-            lambda i, j: pack_channels(x, group * PAIR, *maps, tiles, maps.step, i, j),
-            maps.blocks * PAIR,
-            SIDE,
-        )
+        def work(i: int, j: int) -> None:
+            pack_channels(x, group * PAIR, *maps, tiles, maps.step, i, j)
+
+        self._share_out(work, maps.blocks * PAIR, SIDE)
 
     def _pack_pairs(self, tiles: np.ndarray, pairs: np.ndarray) -> None:
         blocks, step = self.y.blocks, self.y.step
@@ -255,7 +258,7 @@ class Tiles:
                 target, group * PAIR, *out, i, j,
             )  # fmt: skip
 
-        parallel_for(work, out.blocks * _up(out.pixels, _PIXELS), 1)
+        self._share_out(work, out.blocks * _up(out.pixels, _PIXELS), 1)
 
     def _accumulate(
         self, turned: np.ndarray, pairs: np.ndarray, sums: np.ndarray, add: bool
@@ -266,7 +269,7 @@ class Tiles:
                 *self.lists.filters, sums, add, i, j,
             )  # fmt: skip
 
-        parallel_for(work, self.x.blocks * self.y.blocks, 1)
+        self._share_out(work, self.x.blocks * self.y.blocks, 1)
 
 
 def _up(length: int, grain: int) -> int:

@@ -19,7 +19,7 @@ from ..function import Function, Rule, Spec
 from ..functions.channels import Channels
 from ..functions.elementwise import Elementwise
 from ..twin import Twin
-from . import bfloat16_affine, twin
+from . import bfloat16_affine, bfloat16_normalization, twin
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
 from .elementwise import evaluate
@@ -35,6 +35,7 @@ _AS_THEY_ARE = frozenset(
 # Where kernels for bfloat16 are, in this room, by the functions' class.
 _TWINS = {
     "Affine": "bfloat16_affine.Affine",
+    "BatchNormalization": "bfloat16_normalization.BatchNormalization",
     "Convolution": "bfloat16_convolution.Convolution",
     "Deconvolution": "bfloat16_convolution.Deconvolution",
     "FilterGradient": "bfloat16_convolution.FilterGradient",
@@ -73,7 +74,7 @@ class Bfloat16Namespace(NumbaNamespace):
         return _narrow(super().sum(wide(x), axis, keepdims))
 
     def channels(self, blocks: tuple[int, int, int]) -> Channels:
-        return WidenedChannels(blocks)
+        return bfloat16_normalization.channels(blocks) or WidenedChannels(blocks)
 
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         if out is None:
