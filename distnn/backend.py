@@ -154,7 +154,9 @@ class CpuBackend(Backend):
         return np.zeros(size, dtype)
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype) -> np.ndarray:
-        return np.full(shape, value, dtype)
+        array = pool.empty(shape, dtype)
+        array.fill(value)
+        return array
 
     def add(self, a: Any, b: Any, out: np.ndarray) -> None:
         run_chunks(_add, out, (transfer.to_host(a), transfer.to_host(b)))
@@ -234,6 +236,8 @@ def output_dtype(name: str, type_config: str, precision: str) -> np.dtype:
 
 def cpu_backend(type_config: str, precision: str = "highest") -> CpuBackend:
     """The backend of the host with the kernels that are chosen now."""
+    if precision == "highest":
+        return _cpu_backend(type_config, "", get_cpu_kernels())
     kernels = get_cpu_kernels()
     if output_dtype("cpu", type_config, precision) == np.float16:
         type_config = "half" if type_config == "float" else type_config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from . import transfer
 from .backend import Backend
 from .errors import ShapeError
-from .function import Setup
+from .function import Setup, Spec
 from .memory import owns_memory
 from .ndarray import NdArray, Storage
 
@@ -47,26 +47,42 @@ def run_forward(
     return returned[len(results) :]
 
 
-def store(storage: Storage, result: Any, inputs: Iterable[Any], backend: Backend) -> None:
+def store(storage: Storage, result: Any, inputs: Sequence[Any], backend: Backend) -> None:
     """Make `result`, which a function allocated itself, the content of `storage`."""
+    values = _values(result, storage.shape, storage.dtype, backend)
     array = storage.array
-    values = backend.xp.asarray(result, storage.dtype)
     if array is not None and storage.exported and array.dtype == storage.dtype:
         transfer.copy(array, values)  # somebody's `.d` of a static graph stays live
         storage.written()
-        return
-    if not values.flags.c_contiguous:
-        values = values.copy(order="C")
-    if values.shape != storage.shape:
-        raise ShapeError(
-            f"a function returned shape {values.shape} but its setup promised {storage.shape}"
-        )
-    # A view, or an input itself, is other people's memory.
-    if owns_memory(values) and not any(values is x for x in inputs):
+    elif _is_new(values, inputs):
         storage.place(values)
     else:
         transfer.copy(storage.allocate(storage.dtype, backend), values)
         storage.written()
+
+
+def taken(result: Any, spec: Spec, inputs: Sequence[Any], backend: Backend) -> Any:
+    """`result`, which a function allocated itself, as an array that nobody else has."""
+    values = _values(result, spec.shape, spec.dtype, backend)
+    if not _is_new(values, inputs):
+        array = backend.empty(spec.shape, spec.dtype)
+        transfer.copy(array, values)
+        return array
+    return values
+
+
+def _values(result: Any, shape: tuple[int, ...], dtype: np.dtype, backend: Backend) -> Any:
+    values = backend.xp.asarray(result, dtype)
+    if not values.flags.c_contiguous:
+        values = values.copy(order="C")
+    if values.shape != shape:
+        raise ShapeError(f"a function returned shape {values.shape} but its setup promised {shape}")
+    return values
+
+
+def _is_new(values: Any, inputs: Sequence[Any]) -> bool:
+    """False for a view, or an input itself: they are other people's memory."""
+    return owns_memory(values) and id(values) not in map(id, inputs)
 
 
 def read_indices(data: NdArray, backend: Backend, function: str, name: str) -> Any:

@@ -289,7 +289,7 @@ class Node:
         if setup.function.alias:
             results: list[Any] = [self._execute_alias(inputs[0])]
         else:
-            values = self._arrays(range(len(inputs)), inputs)
+            values = [*self._arrays(enumerate(inputs)).values()]
             results = self._results(None if inplace is None else inputs[inplace])
             options = self.operands
             if setup.function.random:
@@ -373,7 +373,7 @@ class Node:
         value = self.output(0)
         data = value.data
         if source._storage.array is None and source._storage.pending is None:
-            self._arrays([0], [source])  # raises, with the input's name
+            self._arrays([(0, source)])  # raises, with the input's name
         window = _window(self.setup, source)
         data._storage, data._offset = window._storage, window._offset
         return data
@@ -394,21 +394,21 @@ class Node:
                 storage.array = reused._storage.array
         return results
 
-    def _arrays(self, positions: Iterable[int], found: Iterable[NdArray | None]) -> list[Any]:
-        """What is at these positions of a call, as arrays for functions."""
+    def _arrays(self, found: Iterable[tuple[int, NdArray | None]]) -> dict[int, Any]:
+        """What is at positions of a call, as arrays for functions."""
         setup = self.setup
         backend, dtypes, names = setup.backend, setup.dtypes, setup.index_names
-        arrays: list[Any] = []
+        arrays: dict[int, Any] = {}
         position = 0
         try:
-            for position, data in zip(positions, found, strict=True):
+            for position, data in found:
                 if data is None:
-                    arrays.append(None)
-                elif names and position in names:
+                    arrays[position] = None
+                elif position in names:
                     name = names[position]
-                    arrays.append(read_indices(data, backend, setup.function.name, name))
+                    arrays[position] = read_indices(data, backend, setup.function.name, name)
                 else:
-                    arrays.append(data.read(dtypes[position], backend))
+                    arrays[position] = data.read(dtypes[position], backend)
         except ClearedError as error:
             name = setup.position_name(position)
             raise ClearedError(f"[{setup.function.name}] {name}: {error}") from None
@@ -426,14 +426,13 @@ class Node:
         if again:
             positions, kept = (*positions, *again), (*kept, *again.values())
         try:
-            arrays = self._arrays(positions, kept)
+            return self._arrays(zip(positions, kept, strict=True))
         except ClearedError as error:
             raise ClearedError(
                 f"[backward] {self.setup.function.name} cannot compute its gradients: {error}; "
                 "before backward() use forward(clear_no_need_grad=True), which keeps what "
                 "gradients read, not clear_buffer=True"
             ) from None
-        return dict(zip(positions, arrays, strict=True))
 
     def _check_kept(self) -> None:
         if self._kept is None:
@@ -453,8 +452,7 @@ class Node:
     def kept_inputs(self) -> dict[int, Any]:
         """The inputs from which to compute results again, those that were forgotten excepted."""
         self._check_kept()
-        found = self._inputs({})
-        return dict(zip(found, self._arrays(found, found.values()), strict=True))
+        return self._arrays(self._inputs({}).items())
 
     def execute_again(self, again: Mapping[int, NdArray]) -> list[NdArray]:
         """The results (outputs, then saved), computed again as they were and without effects.
@@ -468,7 +466,7 @@ class Node:
         if setup.function.alias:
             return [_window(setup, found[0])]
         values: list[Any] = [None] * len(self.sources)
-        for position, array in zip(found, self._arrays(found, found.values()), strict=True):
+        for position, array in self._arrays(found.items()).items():
             values[position] = array
         options = self.operands
         if setup.function.random:

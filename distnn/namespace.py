@@ -106,17 +106,13 @@ class NumpyNamespace:
         else:
             x[_numbers(len(x)), index[:, 0]] = values[:, 0]
 
-    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        if out is None:
-            batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-            out = pool.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
-        return threads.matmul(a, b, out)
+    matmul = staticmethod(threads.matmul)
 
     def reshape(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return x.reshape(shape)
 
     def broadcast(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        if math.prod(shape) > _COPIED:
+        if math.prod(shape) > _COPIED or x.ndim > len(shape):
             return np.broadcast_to(x, shape)
         y = np.empty(shape, x.dtype)
         np.copyto(y, x)

@@ -295,7 +295,9 @@ class NdArray:
 
     @data.setter
     def data(self, values: Any) -> None:
-        if isinstance(values, NdArray):
+        if type(values) is np.ndarray:
+            self._assign(values)
+        elif isinstance(values, NdArray):
             self.copy_from(values)
         elif np.isscalar(values):
             self.fill(values)  # type: ignore[arg-type]
@@ -476,28 +478,32 @@ class NdArray:
             transfer.copy(storage.allocate(dtype), values)
             storage.written()
 
+    def _broadcast(self, values: Any) -> Any:
+        try:
+            return transfer.backend_of(values).xp.broadcast(values, self._shape)
+        except ValueError:
+            raise ShapeError(
+                f"[data] the assigned array has shape {values.shape} but the array has "
+                f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
+            ) from None
+
     def _assign(self, values: Any) -> None:
         """Copy values, of the host or of a device, in; they stay in the memory they come from."""
         _check_dtype("NdArray.data", values)
-        backend = transfer.backend_of(values)
         if values.shape != self._shape:
-            try:
-                values = backend.xp.broadcast(values, self._shape)
-            except ValueError:
-                raise ShapeError(
-                    f"[data] the assigned array has shape {values.shape} but the array has "
-                    f"{self._shape}; pass an array of that shape, or one that broadcasts to it"
-                ) from None
+            values = self._broadcast(values)
         storage = self._storage
-        storage.settle()
+        if storage.record is not None:
+            storage.settle()
         if not self._whole():
             transfer.copy(self._view(storage.materialize()), values)
             storage.written()
         else:
             array = storage.array
             placed = storage.home is not None and array is storage.home.array
-            if array is None or array.dtype != values.dtype or not (placed or backend.holds(array)):
-                array = storage.allocate(values.dtype, backend)
+            fits = array is not None and (placed or transfer.same_memory(array, values))
+            if not fits or array.dtype != values.dtype:
+                array = storage.allocate(values.dtype, transfer.backend_of(values))
             transfer.copy(array if array.shape == self._shape else self._view(array), values)
             storage.written()
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .backend import Backend
 from .derivative import sum_to_shape
-from .evaluation import read_indices, store
+from .evaluation import read_indices, store, taken
 from .formula import Formula
 from .formula_chain import Chain
 from .function import Binding, Kind, Setup, Spec
@@ -33,7 +33,6 @@ from .fusion import (
     fused_forward,
 )
 from .memory import owns_memory
-from .ndarray import Storage
 from .plan import BackwardStep, Contribution, ForwardStep, Plan
 
 _BYTES = np.dtype(np.uint8)
@@ -53,7 +52,7 @@ class _Text:
             "empty": backend.empty,
             "holds": backend.holds,
             "store": store,
-            "Storage": Storage,
+            "taken": taken,
         }
 
     def add(self, *lines: str) -> None:
@@ -143,19 +142,14 @@ def forward_program(
 
 
 def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: Container[int]) -> None:
-    inputs = [_input(text, plan, node, i) for node, i in fused.inputs]
+    inputs = [_input(text, plan, node, i, f"x{n}") for n, (node, i) in enumerate(fused.inputs)]
     spec = plan.calls[fused.steps[0].node].setup.results[0]
-    dtype = text.name("dtype", spec.dtype)
     for slot in fused.outputs:
         if slot in gone:
             inplace = fused.inplace
             text.add(f"v{slot} = {text.empty(spec) if inplace is None else f'v{inplace}'}")
             continue
-        text.add(
-            f"v{slot} = storages[{slot}].array",
-            f"if v{slot} is None or not holds(v{slot}):",
-            f"    v{slot} = storages[{slot}].allocate({dtype}, backend)",
-        )
+        _existing(text, f"v{slot}", f"storages[{slot}]", spec)
     outs = ", ".join(f"v{slot}" for slot in fused.outputs)
     _chain(text, fused.chain, spec.size, inputs, fused.numbers, outs)
     text.add(*[f"storages[{slot}].written()" for slot in fused.outputs if slot not in gone])
@@ -194,89 +188,108 @@ def _forward_step(
     k, inplace = step.node, step.inplace
     call = plan.calls[k]
     setup = call.setup
-    targets = list(call.targets)
-    inputs = [_input(text, plan, k, p) for p in range(len(call.sources))]
+    if setup.function.alias:
+        _forward_alias(text, plan, k, gone)
+        return
+    targets: list[int | None] = [*call.targets]
+    inputs = [_input(text, plan, k, p, f"x{p}") for p in range(len(call.sources))]
     if joined is not None:
         targets[0] = joined.target
         if joined.other is not None:
             adding = joined.steps[1].node
             position = plan.calls[adding].sources.index(joined.other)
-            inputs.append(_input(text, plan, adding, position))
-    if setup.function.alias:
-        target = call.targets[0]
-        if text.is_again or (target in gone and call.sources[0] not in plan.leaves):
-            shape = text.name("shape", setup.results[0].shape)
-            text.add(f"v{target} = {inputs[0]}.reshape({shape})")
-        else:
-            dtype = text.name("dtype", setup.results[0].dtype)
-            text.add(f"nodes[{k}].execute()", f"v{target} = data[{target}].read({dtype}, backend)")
-        return
-    n_outputs = len(targets)
-    takes_out = setup.declaration.takes_out
-    places: list[str | None] = []  # where the storage of each result is; None for a new one
-    for i, spec in enumerate(setup.results):
-        if i < n_outputs:
-            slot = targets[i]
-            places.append(None if slot in gone else f"storages[{slot}]")
+            inputs.append(_input(text, plan, adding, position, "x"))
+    places: list[str | None] = []  # where the storage of each result is; None for a new array
+    for i in range(len(setup.results)):
+        if i < len(targets):
+            places.append(None if targets[i] in gone else f"storages[{targets[i]}]")
         else:
             position = len(call.sources) + i
             found = position in saved
             places.append(f"storages[{extra + saved.index(position)}]" if found else None)
-        if takes_out:
-            dtype = text.name("dtype", spec.dtype)
-            if places[i] is not None:
-                text.add(
-                    f"o{i} = {places[i]}.array",
-                    f"if o{i} is None or not holds(o{i}):",
-                    f"    o{i} = {places[i]}.allocate({dtype}, backend)",
-                )
-            elif inplace is not None:
-                text.add(f"o{i} = {inputs[inplace]}")
+    outs = [f"o{i}" for i in range(len(setup.results))]
+    takes_out = setup.declaration.takes_out
+    if takes_out:
+        for out, place, spec in zip(outs, places, setup.results, strict=True):
+            if place is not None:
+                _existing(text, out, place, spec)
             else:
-                text.add(f"o{i} = {text.empty(spec)}")
+                text.add(f"{out} = {text.empty(spec) if inplace is None else inputs[inplace]}")
     formula = formula_of(setup)
     if formula is not None and text.backend.runs_as_text(setup.results[0].size):
-        values = dict(zip(setup.declaration.inputs, inputs, strict=True))
-        text.formula(formula, k, values, "o0")
+        text.formula(formula, k, dict(zip(setup.declaration.inputs, inputs, strict=True)), "o0")
         if places[0] is not None:
             text.add(f"{places[0]}.written()")
-        text.add(f"v{targets[0]} = o0", "o0 = None")
-        return
+    else:
+        _forward_call(text, k, setup, joined, inputs, outs, places)
+    if text.is_again:
+        saved_slots = [plan.saved_slots.get((k, len(call.sources) + i)) for i in range(len(outs))]
+        targets += saved_slots[len(targets) :]
+    for target, out in zip(targets, outs, strict=False):
+        if target is not None:
+            text.add(f"v{target} = {out}")
+    text.add(" = ".join([*outs, *(name for name in inputs if name.startswith("x")), "None"]))
+
+
+def _forward_alias(text: _Text, plan: Plan, k: int, gone: Container[int]) -> None:
+    """A function whose result is its input's memory."""
+    call = plan.calls[k]
+    spec, (target,), source = call.setup.results[0], call.targets, call.sources[0]
+    if text.is_again or (target in gone and source not in plan.leaves):
+        source_text = _input(text, plan, k, 0, "x")
+        text.add(f"v{target} = {source_text}.reshape({text.name('shape', spec.shape)})")
+    else:
+        dtype = text.name("dtype", spec.dtype)
+        text.add(f"nodes[{k}].execute()", f"v{target} = data[{target}].read({dtype}, backend)")
+
+
+def _forward_call(
+    text: _Text,
+    k: int,
+    setup: Setup,
+    joined: FusedRelu | None,
+    inputs: Sequence[str],
+    outs: Sequence[str],
+    places: Sequence[str | None],
+) -> None:
+    """Call the function's forward, and see to it that its results are where they belong."""
     options = _options(text, k, setup)
-    outs = [f"o{i}" for i in range(len(setup.results))]
+    takes_out = setup.declaration.takes_out
     if takes_out:
         options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
     method = "forward" if joined is None else joined.method
     forward = text.name(method, getattr(setup.implementation, method))
     text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
     several = len(outs) + len(setup.declaration.updates) > 1
-    for i, (out, spec) in enumerate(zip(outs, setup.results, strict=True)):
+    arrays = f"[{', '.join(inputs)}]"
+    for i, (out, place, spec) in enumerate(zip(outs, places, setup.results, strict=True)):
         result = f"r[{i}]" if several else "r"
-        place = places[i]
         if place is None:
-            shape, dtype = text.name("shape", spec.shape), text.name("dtype", spec.dtype)
-            made = f"s = Storage({shape}, {dtype}, None)"
+            stored = [f"{out} = taken({result}, {text.name('spec', spec)}, {arrays}, backend)"]
         else:
-            made = f"s = {place}"
-        stored = [made, f"store(s, {result}, [{', '.join(inputs)}], backend)", f"{out} = s.array"]
+            stored = [f"store({place}, {result}, {arrays}, backend)", f"{out} = {place}.array"]
         if takes_out:
             text.add(f"if {result} is not {out}:", *[f"    {line}" for line in stored])
             if place is not None:
                 text.add("else:", f"    {place}.written()")
         else:
             text.add(*stored)
-        if i < n_outputs:
-            text.add(f"v{targets[i]} = {out}")
-        elif text.is_again and (k, len(call.sources) + i) in plan.saved_slots:
-            text.add(f"v{plan.saved_slots[k, len(call.sources) + i]} = {out}")
-        text.add(f"{out} = None")
     if setup.declaration.updates and not text.is_again:
         text.add(f"nodes[{k}].commit(r[{len(outs)}:])")
-    text.add("r = s = None")
+    text.add("r = None")
 
 
-def _input(text: _Text, plan: Plan, k: int, position: int) -> str:
-    """What a call reads at a position."""
+def _existing(text: _Text, out: str, place: str, spec: Spec) -> None:
+    """Let `out` be the memory of a storage."""
+    text.add(
+        f"{out} = {place}.array",
+        f"if {out} is None or not holds({out}):",
+        f"    {out} = {place}.allocate({text.name('dtype', spec.dtype)}, backend)",
+    )
+
+
+def _input(text: _Text, plan: Plan, k: int, position: int, name: str) -> str:
+    """What a call reads at a position; a leaf is read and called `name`."""
     setup, slot = plan.calls[k].setup, plan.calls[k].sources[position]
     if slot < 0:
         return "None"
@@ -287,8 +300,11 @@ def _input(text: _Text, plan: Plan, k: int, position: int) -> str:
     if position in setup.index_names:
         text.use(read_indices=read_indices)
         words = f"{setup.function.name!r}, {setup.index_names[position]!r}"
-        return f"read_indices(data[{slot}], backend, {words})"
-    return f"data[{slot}].read({text.name('dtype', setup.dtypes[position])}, backend)"
+        text.add(f"{name} = read_indices(data[{slot}], backend, {words})")
+    else:
+        dtype = text.name("dtype", setup.dtypes[position])
+        text.add(f"{name} = data[{slot}].read({dtype}, backend)")
+    return name
 
 
 def _again(text: _Text, plan: Plan, steps: Sequence[ForwardStep]) -> None:

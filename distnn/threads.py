@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from .errors import ArgumentError
+from .memory import pool
 
 _state = threading.local()
 _helpers: _Helpers | None = None
@@ -197,11 +198,14 @@ _SMALL_PRODUCT = 262_144
 _PART = 4_194_304
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """out = a @ b for arrays of two or more axes, in parts of fixed size on several threads.
 
-    a (..., M, K), b (..., K, N), out (..., M, N); leading axes broadcast.
+    a (..., M, K), b (..., K, N), out (..., M, N), a new array by default; leading axes broadcast.
     """
+    if out is None:
+        leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        out = pool.empty((*leading, a.shape[-2], b.shape[-1]), a.dtype)
     depth = a.shape[-1]
     work = out.size * depth
     if work <= _SMALL_PRODUCT:

@@ -26,6 +26,13 @@ def is_visible(array: Any) -> bool:
     return on_host(array) and array.dtype.char != "E"
 
 
+def same_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays lie in the memory of one device, or both in the host's."""
+    if on_host(a) or on_host(b):
+        return on_host(a) and on_host(b)
+    return a.device.id == b.device.id
+
+
 def copy(target: Any, source: Any) -> None:
     """target[...] = source, whatever memory they are in; dtypes of the same kind."""
     if on_host(target) and on_host(source):

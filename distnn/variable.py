@@ -280,6 +280,8 @@ class Variable:
 
     def _seed(self, grad: Any) -> Any:
         """What backward starts from: a number, or an array of this shape."""
+        if type(grad) is int or type(grad) is float:
+            return grad
         if grad is None:
             return self.grad.read(self.grad.dtype)
         if isinstance(grad, Variable):

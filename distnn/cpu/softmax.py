@@ -32,14 +32,20 @@ class _Softmax(CpuTwin):
         return x is not None and x.dtype.char == "f" and function.axis == len(x.shape) - 1
 
 
-def _map(body: Any, x: np.ndarray, *others: np.ndarray) -> None:
-    """body(rows, *others) for parts of the rows of x; others have as many rows."""
+def _map(body: Any, x: np.ndarray, *others: np.ndarray) -> list[Any]:
+    """body(rows, *others) for parts of the rows of x, and what it returns; others have as many."""
     length = x.shape[-1]
+    if x.ndim == 2 and x.size <= _PART and all(a.flags.c_contiguous for a in (x, *others)):
+        return [body(x, *others)]
     count = x.size // max(1, length)
     arrays = [np.ascontiguousarray(a).reshape(count, -1) for a in (x, *others)]
+    found: list[Any] = []
     parallel_for(
-        lambda i, j: body(*[a[i:j] for a in arrays]), count, max(1, _PART // max(1, length))
+        lambda i, j: found.append(body(*[a[i:j] for a in arrays])),
+        count,
+        max(1, _PART // max(1, length)),
     )
+    return found
 
 
 class Softmax(_Softmax):
@@ -64,10 +70,10 @@ class LogSoftmax(_Softmax):
 
 class SoftmaxCrossEntropy(_Softmax):
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
-        results = tuple(xp.empty(target.shape, x.dtype) for _ in range(3))
-        _map(_cross_entropy, x, target, *results)
-        return results
+        loss, peak, total = (xp.empty(target.shape, x.dtype) for _ in range(3))
+        if any(_map(_cross_entropy, x, target, loss, peak, total)):
+            check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
+        return loss, peak, total
 
     def backward(
         self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any
@@ -151,15 +157,21 @@ def _log_softmax_gradient(dy, y, dx):
 
 @_rows
 def _cross_entropy(x, target, loss, peak, total):
+    """Returns the number of labels that are out of range, whose rows have no meaning."""
     lanes = np.empty(_LANES, np.float32)
     e = np.empty(x.shape[1], np.float32)
+    wrong = 0
     for i in range(x.shape[0]):
         m = _largest(x, i, lanes)
         t = _exponentials(x, i, m, e)
         label = target[i, 0]
+        if label < -1 or label >= x.shape[1]:
+            wrong += 1
+            label = -1
         loss[i, 0] = 0 if label < 0 else math.log(t) - (np.float64(x[i, label]) - m)
         peak[i, 0] = m
         total[i, 0] = t
+    return wrong
 
 
 @_rows

@@ -11,6 +11,8 @@ from ..twin import Twin, twin_class
 
 # Where no input has as many elements, starting a kernel costs more than it saves: see docs/cpu.md.
 SMALLEST = 8192
+# Where NumPy takes a dozen calls a kernel is faster for less; Numba's import takes 0.3 s, once.
+_SMALLEST = {"softmax.SoftmaxCrossEntropy": 256}
 # Kernels compute in these; half precision is NumPy's.
 DTYPES = "fd"
 
@@ -30,15 +32,17 @@ def implementation(function: Function, specs: Sequence[Any]) -> Any:
     Args:
         specs: of the inputs; arrays serve as well.
     """
-    if not function.cpu or not worthwhile(specs) or not compiler_loads():
+    least = min(SMALLEST, _SMALLEST.get(function.cpu, SMALLEST))
+    if not function.cpu or not worthwhile(specs, least) or not compiler_loads():
         return function
     twin = twin_class(function, "cpu")
     assert twin is not None
     return twin(function) if twin.suits(function, *specs) else function
 
 
-def worthwhile(specs: Sequence[Any]) -> bool:
+def worthwhile(specs: Sequence[Any], least: int | None = None) -> bool:
     """True where some input is large, and the floats are of one dtype that kernels know."""
     floats = {spec.dtype.char for spec in specs if spec is not None and spec.dtype.kind == "f"}
     largest = max((spec.size for spec in specs if spec is not None), default=0)
-    return largest >= SMALLEST and len(floats) == 1 and floats <= {*DTYPES}
+    least = SMALLEST if least is None else least
+    return largest >= least and len(floats) == 1 and floats <= {*DTYPES}

@@ -318,16 +318,15 @@ class Solver:
     def _active_runs(self) -> ActiveRuns:
         """Runs of active parameters of equal step count."""
         active = self._active()
-        numbers: dict[int, int] = {}
-        counts = [numbers.setdefault(p.t, len(numbers)) for p in active]
-        key = (*map(id, active), *counts)
+        numbers: dict[int, int] = {}  # of step counts, which themselves grow
+        key = (*map(id, active), *[numbers.setdefault(p.t, len(numbers)) for p in active])
         found = self._runs.get(key)
         if found is None or not found.are_current():
             for parameter in active:
                 self._prepare(parameter)
             groups: dict[int, list[Parameter]] = {}
-            for i, (parameter, count) in enumerate(zip(active, counts, strict=True)):
-                groups.setdefault(i if self.by_parameter else count, []).append(parameter)
+            for i, parameter in enumerate(active):
+                groups.setdefault(i if self.by_parameter else parameter.t, []).append(parameter)
             if len(self._runs) >= _MOST_RUNS:
                 self._runs.clear()
             found = self._runs[key] = ActiveRuns(groups.values(), self._states_of)
