@@ -146,6 +146,27 @@ class OrthogonalInitializer(_RandomInitializer):
         return f"OrthogonalInitializer({self.gain})"
 
 
+class WeightNormalizationScaleInitializer:
+    """The 2-norm of weights for each index of an axis: the lengths of PF.weight_normalization.
+
+    >>> import distnn as nn
+    >>> w = nn.Variable.from_numpy_array(np.array([[3., 4.], [0., 2.]]))
+    >>> WeightNormalizationScaleInitializer(w)((2,))
+    array([5., 2.], dtype=float32)
+    """
+
+    def __init__(self, w: Any, dim: int = 0, eps: float = 1e-12) -> None:
+        self.w, self.dim, self.eps = w, dim, eps
+
+    def __call__(self, shape: Sequence[int]) -> np.ndarray:
+        w = np.asarray(self.w.d, np.float64)
+        others = tuple(i for i in range(w.ndim) if i != self.dim % w.ndim)
+        return np.sqrt(np.sum(w * w, others) + self.eps).astype(np.float32).reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"WeightNormalizationScaleInitializer({self.w.shape}, {self.dim}, {self.eps})"
+
+
 def calc_normal_std_he_forward(inmaps: int, outmaps: int, kernel: Sequence[int] = (1, 1)) -> float:
     """Standard deviation sqrt(2 / (K inmaps)), K elements a kernel (arXiv:1502.01852)."""
     return math.sqrt(2.0 / (math.prod(kernel) * inmaps))

@@ -46,6 +46,21 @@ class Draw(NamedTuple):
         """True with probability p, as a bool array."""
         return (self.words(int(np.prod(shape))) < np.uint64(threshold(p))).reshape(shape)
 
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal numbers in float64, in pairs from pairs of uniform ones."""
+        count = int(np.prod(shape))
+        values = self.words(2 * -(-count // 2)).reshape(-1, 2).astype(np.float64)
+        radius = np.sqrt(-2 * np.log((values[:, 0] + 0.5) * 2.0**-32))
+        angle = values[:, 1] * (2 * np.pi * 2.0**-32)
+        values[:, 0] = radius * np.cos(angle)
+        values[:, 1] = radius * np.sin(angle)
+        return values.reshape(-1)[:count].reshape(shape)
+
+    def integers(self, n: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Whole numbers from 0 up to but without n, n up to 2^32, as int64."""
+        words = self.words(int(np.prod(shape))).astype(np.uint64)
+        return ((words * np.uint64(n)) >> np.uint64(32)).astype(np.int64).reshape(shape)
+
 
 def threshold(p: float) -> int:
     """The number that a uniform uint32 is below with probability p."""

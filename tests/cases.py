@@ -13,9 +13,12 @@ import cases_elementwise
 import cases_indexing
 import cases_layer_normalization
 import cases_matrix
+import cases_norm
 import cases_normalization
 import cases_operators
+import cases_places
 import cases_pooling
+import cases_rearranging
 import cases_reduction
 import cases_shaping
 import cases_softmax
@@ -33,5 +36,8 @@ CASES: list[Case] = [
     *cases_softmax.CASES,
     *cases_indexing.CASES,
     *cases_shaping.CASES,
+    *cases_places.CASES,
+    *cases_rearranging.CASES,
+    *cases_norm.CASES,
     *cases_operators.CASES,
 ]

@@ -224,6 +224,14 @@ DECONVOLUTION = [
         empty=True),
     row("deconvolution", "Winograd, pad 0", (2, 40, 4, 4), (40, 36, 3, 3), 36, rtol=1e-5),
 ]
+DEPTHWISE = [
+    Case("depthwise_convolution",
+         lambda x, w, b, m=m, a=arguments: F.depthwise_convolution(x, w, b, multiplier=m, **a),
+         [Input((2, 3, 5, 6)), Input((3 * m, 3, 2)), Input((3 * m,))],
+         lambda x, w, b, a=arguments: convolution(x, w[:, None], b, group=3, **a),
+         f"multiplier {m}", empty=[(0, 3, 5, 6), (3 * m, 3, 2), (3 * m,)])
+    for m, arguments in ((1, {}), (2, {"pad": (1, 2), "stride": (2, 1), "dilation": (1, 2)}))
+]
 # fmt: on
 
-CASES = [*CONVOLUTION, *DECONVOLUTION]
+CASES = [*CONVOLUTION, *DECONVOLUTION, *DEPTHWISE]

@@ -66,7 +66,8 @@ ONE_ARRAY = [
     "acosh", "atanh", "abs", "sign", "floor", "ceil", "identity", "dropout", "softmax",
     "log_softmax", "sum", "mean", "prod", "max", "min", "global_average_pooling", "split",
     "add_scalar", "mul_scalar", "pow_scalar", "maximum_scalar", "minimum_scalar", "r_sub_scalar",
-    "r_div_scalar", "r_pow_scalar",
+    "r_div_scalar", "r_pow_scalar", "round", "binary_tanh", "binary_sigmoid", "flip", "unlink",
+    "cumsum", "cumprod", "sort",
 ]  # fmt: skip
 REDUCTIONS = ["sum", "mean", "prod", "max", "min"]
 POOLING = ["average_pooling", "sum_pooling", "max_pooling"]
@@ -142,6 +143,32 @@ ROWS = [
     *(row("dropout", ArgumentError, rf"p is {p}; pass a probability from 0 up to", X, p)
       for p in (1.0, -0.1, float("nan"))),
     row("dropout", DtypeError, r"seed is 0.5; pass a whole number", X, 0.5, seed=0.5),
+    row("rand", ArgumentError, r"low is 2.0 and high 1.0; low must not be above high", 2, 1),
+    row("rand", ShapeError, r"shape.*-1", shape=(-1,)),
+    row("randn", ArgumentError, r"sigma is -1.0; pass 0 or more", 0, -1),
+    row("randint", ArgumentError, r"low is 3 and high 3; pass low below high", 3, 3),
+    row("randint", DtypeError, r"high is 1.5; pass a whole number", 0, 1.5),
+    row("arange", ArgumentError, r"step is 0; pass another number", 0, 1, 0),
+    row("linspace", ArgumentError, r"num is -1; pass 0 or more", 0, 1, -1),
+    *(row(name, ArgumentError, r"p is 0.5; pass a finite number of 1 or more", X, 0.5)
+      for name in ("norm", "norm_normalization")),
+    row("clip_by_norm", ArgumentError, r"clip_norm is 0; pass a number above 0", X, 0),
+    row("spectral_norm", ArgumentError, r"itr is 0 and eps 1e-12; itr has to be 1 or more", X,
+        v(2), itr=0),
+    row("top_k_data", ArgumentError, r"k is 4 but a sample of x \(2, 3\) from axis 1 on has 3 "
+        r"elements; pass 1 to 3", X, 4),
+    row("tile", ArgumentError, r"reps is \(2, 0\); pass numbers of 1 or more", X, (2, 0)),
+    row("unpooling", ArgumentError, r"kernel is \(0,\); pass numbers of 1 or more", X, (0,)),
+    row("interpolate", ArgumentError, r"scale is None and output_size is None; give one", IMAGES),
+    row("interpolate", ArgumentError, r"mode is 'cubic'; use one of", IMAGES, (2, 2), mode="cubic"),
+    row("interpolate", ArgumentError, r"align_corners and half_pixel are both True", IMAGES, (2, 2),
+        align_corners=True, half_pixel=True),
+    *(row(name, ArgumentError, r"border_mode is 'wrap'; use one of", X, (1,), border_mode="wrap")
+      for name in ("shift", "random_shift")),
+    row("image_augmentation", ArgumentError, r"min_scale is 0; pass a number above 0", IMAGES,
+        min_scale=0),
+    row("scatter_nd", ArgumentError, r"shape is None and out is NoneType; give one of them", v(3),
+        v(2, 3)),
     # -- shapes that do not fit each other -----------------------------------------------------
     *(row(name, ShapeError, rf"shapes do not broadcast: \w+ \(2, 3\), \w+ {re.escape(str(s))}; "
           "give all as many axes, each of the same length or of length 1", X, v(*s))
@@ -150,6 +177,41 @@ ROWS = [
         v(2, 4), X, X),
     row("where", ShapeError, r"shapes do not broadcast: .*x_false \(3,\)", X, X, v(3)),
     row("where", ShapeError, r"shapes do not broadcast: condition \(2, 3, 1\)", v(2, 3, 1), X, X),
+    row("norm", ShapeError, r"axis is 2 but the array has 2 axes", X, axis=2),
+    row("weight_normalization", ShapeError, r"g has shape \(3,\) but axis 0 of w \(2, 3\) needs "
+        r"\(2,\)", X, v(3)),
+    row("spectral_norm", ShapeError, r"u has shape \(3,\) but axis 0 of w \(2, 3\) needs \(2,\)", X,
+        v(3)),
+    row("gather", ShapeError, r"batch_dims is 1 and axis 1 but x has shape \(2, 3\) and Indices "
+        r"\(3, 2\)", X, v(3, 2), 1, 1),
+    row("gather_nd", ShapeError, r"indices has shape \(3, 4\) but data has 2 axes", X, v(3, 4)),
+    row("scatter_nd", ShapeError, r"data has shape \(4,\) but indices \(2, 3\) and a result of "
+        r"\(5, 5\) need \(3,\)", v(4), v(2, 3), (5, 5)),
+    row("tile", DtypeError, r"reps is \(1.5,\); pass a sequence of whole numbers", X, 1.5),
+    row("unpooling", ShapeError, r"kernel is \(1, 2, 3\) but x has shape \(2, 3\)", X, (1, 2, 3)),
+    row("shift", ShapeError, r"shifts is \(1, 1, 1\) but x \(2, 3\) has 2 axes", X, (1, 1, 1)),
+    row("random_shift", ShapeError, r"shifts is \(1, 1\); .*at most 1 \(base_axis is 1\)", X,
+        (1, 1)),
+    row("random_crop", ShapeError, r"shape is \(4,\); pass lengths within those of .*\(2, 3\)", X,
+        (4,)),
+    row("random_flip", ShapeError, r"axes is \(0,\) and base_axis 1", X, (0,)),
+    row("interpolate", ShapeError, r"scale is \(2, 2, 2, 2, 2\) but x has shape \(2, 4, 6, 6\)",
+        IMAGES, (2,) * 5),
+    row("interpolate", ShapeError, r"x has shape .* and the result's spatial axes are \(0, 3\)",
+        IMAGES, (0.1, 0.5)),
+    row("image_augmentation", ShapeError, r"shape is \(3, 5, 5\) but x has shape \(2, 4, 6, 6\)",
+        IMAGES, (3, 5, 5)),
+    row("image_augmentation", ShapeError, r"pad is \(1,\); pass two numbers", IMAGES, pad=(1,)),
+    row("depthwise_convolution", ShapeError, r"weight has shape \(3, 3, 3\) but x \(2, 4, 6, 6\) "
+        r"with multiplier 1 needs \(4, \*kernel\)", IMAGES, v(3, 3, 3)),
+    row("binary_connect_affine", ShapeError,
+        r"binary_weight has shape \(3, 4\) but weight \(3, 5\)", X, v(3, 5), v(3, 4)),
+    row("binary_weight_affine", ShapeError,
+        r"alpha has shape \(3,\) but weight \(3, 5\) needs 5", X, v(3, 5), v(3, 5), v(3)),
+    row("categorical_cross_entropy", ShapeError,
+        r"target has shape \(2,\) but x \(2, 3\) with axis 1 needs \(2, 1\)", X, v(2)),
+    row("kl_multinomial", ShapeError, r"p has shape \(2, 3\) but q \(2, 4\); pass equal", X,
+        v(2, 4)),
     row("prelu", ShapeError, r"x1 has shape \(2,\) but x0 \(2, 3\) with base_axis 1 needs \(3,\)",
         X, v(2)),
     row("affine", ShapeError, r"weight has 4 rows but x \(2, 3\) has 3 elements .*pass a weight of "
@@ -409,12 +471,21 @@ ROWS = [
         v(2, 3, 4, 4), *STATISTICS, None),
     row("sync_batch_normalization", ArgumentError, r"eps is -1.0; pass 0 or more", v(2, 3, 4, 4),
         *STATISTICS, None, eps=-1),
-    row("gather", ArgumentError, r"batch_dims is 1; only 0 is supported", X, n([0]), batch_dims=1),
     row("top_n_error", ArgumentError, r"n is 0; pass 1 or more", v(4, 5), n([[0]] * 4), n=0),
     row("top_n_error", DtypeError, r"n is 1.5; pass a whole number", v(4, 5), n([[0]] * 4), n=1.5),
     *(row(name, ArgumentError, r"outputs has 2 arrays but the function has 1", X, outputs=[X, X])
       for name in ("relu", "softmax", "sum")),
+    row("clip_by_value", DtypeError, r"x is ndarray; pass a Variable", np.ones(2), 0, 1),
+    *(row(name, ShapeError, r"binary_weight has shape \(4, 4, 1, 1\) but weight \(5, 4, 3, 3\)",
+          IMAGES, v(5, 4, 3, 3), v(4, 4, 1, 1), *alpha)
+      for name, alpha in (("binary_connect_convolution", ()),
+                          ("binary_weight_convolution", (v(5),)))),
     # -- labels and indices -------------------------------------------------------------------
+    *(row(name, LabelError, r"index 5 is out of range \(1 of 2 are\); the axis has 3 elements", *a)
+      for name, a in (("gather_nd", (v(2, 3), n([[0, 1], [0, 5]]))),
+                      ("scatter_nd", (v(2), n([[0, 1], [0, 5]]), (2, 3))),
+                      ("gather", (X, n([[0], [5]]), 1, 1)),
+                      ("categorical_cross_entropy", (X, n([[0], [5]]))))),
     *(row(name, LabelError, r"target holds 5 \(1 of 2 labels are out of range\); with 5 classes "
           "labels are 0 to 4, or -1 to ignore", v(2, 5), n([[0], [5]]))
       for name in ("softmax_cross_entropy", "top_n_error")),

@@ -80,6 +80,39 @@ def shapes(grad_only=False):
             {f"group_normalization/{k}": (1, 4, 1, 1) for k in ("beta", "gamma")},
         ),
         (lambda: PF.embed(nn.Variable((4,)), 10, 5), {"embed/W": (10, 5)}),
+        (lambda: PF.prelu(nn.Variable((2, 3, 8, 8))), {"prelu/slope": ()}),
+        (lambda: PF.prelu(nn.Variable((2, 3, 8, 8)), shared=False), {"prelu/slope": (3,)}),
+        (
+            lambda: PF.depthwise_convolution(nn.Variable((2, 3, 8, 8)), (3, 3), multiplier=2),
+            {"depthwise_conv/W": (6, 3, 3), "depthwise_conv/b": (6,)},
+        ),
+        (lambda: PF.spectral_norm(nn.Variable((10, 6))), {"spectral-norm/u": (10,)}),
+        (lambda: PF.weight_normalization(nn.Variable((10, 6)), 1), {"wn/g": (6,)}),
+        (
+            lambda: PF.binary_connect_affine(nn.Variable((4, 6)), 10),
+            {"bicon_affine/W": (6, 10), "bicon_affine/Wb": (6, 10), "bicon_affine/b": (10,)},
+        ),
+        (
+            lambda: PF.binary_connect_convolution(nn.Variable((2, 3, 8, 8)), 16, (3, 3)),
+            {
+                "bicon_conv/W": (16, 3, 3, 3),
+                "bicon_conv/Wb": (16, 3, 3, 3),
+                "bicon_conv/b": (16,),
+            },
+        ),
+        (
+            lambda: PF.binary_weight_affine(nn.Variable((4, 6)), (2, 5), with_bias=False),
+            {"bwn_affine/W": (6, 2, 5), "bwn_affine/Wb": (6, 2, 5), "bwn_affine/alpha": (2, 5)},
+        ),
+        (
+            lambda: PF.binary_weight_convolution(nn.Variable((2, 3, 8, 8)), 16, (3, 3)),
+            {
+                "bwn_conv/W": (16, 3, 3, 3),
+                "bwn_conv/Wb": (16, 3, 3, 3),
+                "bwn_conv/alpha": (16,),
+                "bwn_conv/b": (16,),
+            },
+        ),
     ],
 )
 def test_parametric_functions_create_nnablas_parameters_in_its_order(call, expected):
@@ -107,6 +140,16 @@ def test_parametric_functions_create_nnablas_parameters_in_its_order(call, expec
             0.1873171623163388,
         ),
         (lambda: PF.embed(nn.Variable((4,)), 10, 5), "embed/W", 1.7320508075688772),
+        (
+            lambda: PF.depthwise_convolution(nn.Variable((2, 3, 8, 8)), (3, 3), multiplier=2),
+            "depthwise_conv/W",
+            0.2721655269759087,
+        ),
+        (
+            lambda: PF.binary_connect_affine(nn.Variable((4, 6)), 10),
+            "bicon_affine/W",
+            0.6123724356957945,
+        ),
     ],
 )
 def test_initial_weights_equal_nnablas(call, key, limit):

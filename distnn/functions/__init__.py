@@ -62,10 +62,13 @@ from .arithmetic import (
 )
 from .batch_normalization import batch_normalization
 from .convolution import convolution, deconvolution
-from .creation import assign, constant, sink
+from .creation import arange, assign, constant, linspace, sink, unlink
+from .depthwise_convolution import depthwise_convolution
 from .dropout import dropout
 from .fused_batch_normalization import fused_batch_normalization
+from .image_augmentation import image_augmentation
 from .indexing import embed, gather, one_hot, top_n_error
+from .interpolation import interpolate
 from .layer_normalization import (
     group_normalization,
     instance_normalization,
@@ -75,7 +78,9 @@ from .layer_normalization import (
 from .loss import (
     absolute_error,
     binary_cross_entropy,
+    categorical_cross_entropy,
     huber_loss,
+    kl_multinomial,
     sigmoid_cross_entropy,
     squared_error,
 )
@@ -99,9 +104,31 @@ from .mathematics import (
     sqrt,
     tan,
 )
+from .norm import (
+    clip_by_norm,
+    clip_by_value,
+    norm,
+    norm_normalization,
+    spectral_norm,
+    weight_normalization,
+)
 from .padding import pad
+from .places import gather_nd, scatter_nd, sort, top_k_data
 from .pooling import average_pooling, global_average_pooling, max_pooling, sum_pooling
+from .quantization import (
+    binary_connect_affine,
+    binary_connect_convolution,
+    binary_sigmoid,
+    binary_tanh,
+    binary_weight_affine,
+    binary_weight_convolution,
+    round,
+)
+from .random_numbers import rand, randint, randn
+from .random_samples import random_crop, random_flip, random_shift
+from .rearranging import flip, shift, tile, unpooling
 from .reduction import max, mean, min, prod, sum
+from .scan import cumprod, cumsum
 from .shaping import broadcast, concatenate, reshape, slice, split, stack, transpose
 from .softmax import log_softmax, softmax, softmax_cross_entropy
 from .sync_batch_normalization import sync_batch_normalization

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import DtypeError, ShapeError
+from ..errors import ArgumentError, DtypeError, ShapeError
 from ..function import Function, Spec
 from ..ndarray import NdArray, check_shape
 from ..variable import Variable
-from .shapes import number, shapes_of
+from .shapes import number, shapes_of, whole_number
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,75 @@ def sink(*x: Any, one_input_grad: bool = True) -> Any:
     if not all(isinstance(v, Variable) for v in x):
         raise DtypeError("[sink] one_input_grad=False needs gradients; pass Variables, no NdArrays")
     return Sink(tuple(None if v.parent is None else v.grad for v in x))(*x)
+
+
+@dataclass(frozen=True)
+class Arange(Function):
+    """y_i = start + i step."""
+
+    count: int
+
+    def setup(self, *, dtype: Any) -> Spec:
+        return Spec((self.count,), dtype)
+
+    def forward(self, xp: Any, *, start: float, step: float) -> Any:
+        return xp.arange(self.count) * step + start
+
+
+@function_api
+def arange(start: float, stop: float, step: float = 1) -> Any:
+    """Numbers from start up to but without stop, `step` apart; no gradient.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> y = F.arange(0, 3)
+    >>> y.forward(); y.d
+    array([0., 1., 2.], dtype=float32)
+    """
+    start, stop, step = (
+        number("arange", name, value)
+        for name, value in (("start", start), ("stop", stop), ("step", step))
+    )
+    if step == 0:
+        raise ArgumentError("[arange] step is 0; pass another number")
+    count = max(0, math.ceil((stop - start) / step))
+    return Arange.of(count)(start=start, step=step)
+
+
+@function_api
+def linspace(start: float, stop: float, num: int) -> Any:
+    """`num` numbers from start to stop, both included, equally far apart; no gradient.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> y = F.linspace(0, 1, 5)
+    >>> y.forward(); y.d
+    array([0.  , 0.25, 0.5 , 0.75, 1.  ], dtype=float32)
+    """
+    start, stop = number("linspace", "start", start), number("linspace", "stop", stop)
+    num = whole_number("linspace", "num", num)
+    if num < 0:
+        raise ArgumentError(f"[linspace] num is {num}; pass 0 or more")
+    return Arange.of(num)(start=start, step=(stop - start) / (num - 1) if num > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Unlink(Function):
+    """y = x, without a gradient."""
+
+    def setup(self, x: Spec) -> Spec:
+        return x
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        y = xp.empty(x.shape, x.dtype) if out is None else out
+        y[...] = x
+        return y
+
+
+@function_api
+def unlink(x: Any) -> Any:
+    """The same values, as a result through which no gradient flows.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.unlink(nn.Variable((2,), need_grad=True)).need_grad
+    False
+    """
+    return Unlink.of()(x)

@@ -113,18 +113,29 @@ def gather(x: Any, Indices: Any, axis: int | None = None, batch_dims: int | None
         x: array.
         Indices: whole numbers of any shape, which takes the place of the axis in y.
         axis: of x; 0 by default.
-        batch_dims: must be 0 or None here.
+        batch_dims: the first axes of x and of Indices number samples that are picked from one by
+            one: y[s, a, k, b] = x[s, a, Indices[s, k], b]; `axis` counts from x's first.
     Raises: LabelError for an index out of range.
 
     >>> import distnn as nn, distnn.functions as F
     >>> F.gather(nn.Variable((5, 2)), nn.Variable((3,)), axis=0).shape
     (3, 2)
     """
-    if batch_dims:
-        raise ArgumentError(f"[gather] batch_dims is {batch_dims}; only 0 is supported yet")
-    ndim = len(shape_of("gather", "x", x))
-    shape_of("gather", "Indices", Indices)
-    return Gather.of(axis_of("gather", 0 if axis is None else axis, ndim))(x, Indices)
+    shape = shape_of("gather", "x", x)
+    picked = shape_of("gather", "Indices", Indices)
+    batch = 0 if batch_dims is None else whole_number("gather", "batch_dims", batch_dims)
+    batch += len(picked) if batch < 0 else 0
+    axis = axis_of("gather", batch if axis is None else axis, len(shape))
+    if not batch:
+        return Gather.of(axis)(x, Indices)
+    if not 0 <= batch <= min(axis, len(picked)) or shape[:batch] != picked[:batch]:
+        raise ShapeError(
+            f"[gather] batch_dims is {batch_dims} and axis {axis} but x has shape {shape} and "
+            f"Indices {picked}; the first batch_dims axes must be the same, and come before axis"
+        )
+    from .places import gather_samples
+
+    return gather_samples(x, Indices, axis, batch)
 
 
 @function_api

@@ -1,8 +1,18 @@
-"""Losses, element by element."""
+"""Losses: element by element, and of distributions."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..calling import function_api
+from ..errors import ShapeError
+from .arithmetic import maximum_scalar
 from .elementwise import elementwise
+from .mathematics import log
+from .places import PlaceAlongAxis, elements_at
+from .reduction import sum as array_sum
+from .shapes import axis_of, shape_of
+from .shaping import reshape
 
 _TWO = ("x0", "x1")
 # log(1.1754944e-38), of the smallest normal float32: what NNabla's logarithms end at.
@@ -44,3 +54,54 @@ binary_cross_entropy = elementwise(
     dtarget=f"dy * ({_LOG_REST} - {_LOG_X})",
     example="[0.5]; [1.] -> [0.6931]",
 )  # fmt: skip
+
+
+@function_api
+def categorical_cross_entropy(x: Any, target: Any, axis: int | None = None) -> Any:
+    """Cross entropy of probabilities and labels: y = -log x[target]; the label has no gradient.
+
+    Args:
+        x: (..., C, ...) probabilities; classes along `axis` (the last by default). The logarithm
+            stops where a float32 underflows.
+        target: class numbers, x's shape with length 1 at `axis`.
+    Raises: LabelError for a label out of range.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.categorical_cross_entropy(nn.Variable((8, 3)), nn.Variable((8, 1))).shape
+    (8, 1)
+    """
+    name = "categorical_cross_entropy"
+    shape = shape_of(name, "x", x)
+    axis = axis_of(name, -1 if axis is None else axis, len(shape))
+    expected = (*shape[:axis], 1, *shape[axis + 1 :])
+    if shape_of(name, "target", target) != expected:
+        raise ShapeError(
+            f"[{name}] target has shape {target.shape} but x {shape} with axis {axis} needs "
+            f"{expected}: class numbers, one for each row of x"
+        )
+    picked = elements_at(x, PlaceAlongAxis.of(shape, axis, name)(target))
+    return -log(maximum_scalar(picked, 1.1754943508222875e-38))
+
+
+@function_api
+def kl_multinomial(p: Any, q: Any, base_axis: int = 1) -> Any:
+    """Kullback-Leibler divergence of multinomial distributions: y = sum p (log p - log q).
+
+    1e-8 is added to p and q before the logarithm.
+
+    Args:
+        p, q: probabilities of one shape; the axes before `base_axis` number the distributions.
+        base_axis: first axis of a distribution.
+    Returns: (*p.shape[:base_axis], 1).
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.kl_multinomial(nn.Variable((8, 3)), nn.Variable((8, 3))).shape
+    (8, 1)
+    """
+    shape = shape_of("kl_multinomial", "p", p)
+    base = axis_of("kl_multinomial", base_axis, len(shape), "base_axis")
+    if shape_of("kl_multinomial", "q", q) != shape:
+        raise ShapeError(f"[kl_multinomial] p has shape {shape} but q {q.shape}; pass equal ones")
+    terms = p * (log(p + 1e-8) - log(q + 1e-8))
+    total = array_sum(terms, tuple(range(base, len(shape))))
+    return reshape(total, (*shape[:base], 1))
