@@ -15,6 +15,7 @@ from .autotune import (
     set_autotune,
     set_autotune_choices,
 )
+from .capture import get_capture, set_capture
 from .communicators.data_parallel import data_parallel
 from .context import (
     Context,

@@ -39,6 +39,7 @@ class Backend:
     parameter_dtype: np.dtype  # of parameters and their gradients
     update_dtype: np.dtype  # in which functions read what they update: running statistics
     xp: Any
+    captures = False  # whether programs become graphs that are launched as a whole (capture.py)
     current = True  # False once it gave way to another, which contexts then ask for
 
     def select(self) -> None:
@@ -119,6 +120,28 @@ class Backend:
 
     def any_of(self, test: str, arrays: Sequence[Any]) -> bool:
         """True if some element is infinite ("isinf"), NaN ("isnan") or either ("not isfinite")."""
+        raise NotImplementedError
+
+    # -- only where it captures -----------------------------------------------------------------
+
+    def recording(self) -> Any:
+        """A new recording.Recording."""
+        raise NotImplementedError
+
+    def is_captured(self, array: Any) -> bool:
+        """Whether a graph has made `array`, and will write to it when it is launched again."""
+        return False
+
+    def words(self, count: int) -> Any:
+        """Numbers that graphs read: recording.Words."""
+        raise NotImplementedError
+
+    def draw_in_memory(self, words: Any, start: int) -> Any:
+        """The random numbers of a draw whose seed, worker and number are words from `start` on."""
+        raise NotImplementedError
+
+    def total_memory(self) -> int:
+        """Bytes of the device."""
         raise NotImplementedError
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import transfer
 from .backend import Backend
+from .capture import Site, shared_site
 from .context import compute_recorded
 from .derivative import bind, gradients_by_rules
 from .errors import GraphError
@@ -24,6 +25,7 @@ from .ndarray import NdArray, Storage
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .program import backward_program, forward_program
 from .recompute import compute_again, forgotten, marked
+from .segments import run_backward, run_forward
 
 if TYPE_CHECKING:
     from .variable import Variable
@@ -125,7 +127,17 @@ def _execution(roots: Sequence[Value], forward: bool = False) -> Execution:
 class Execution:
     """A plan and the live graph on which it runs."""
 
-    __slots__ = ("_bindings", "_grads", "_programs", "leaves", "marked", "nodes", "plan", "version")
+    __slots__ = (
+        "_backward_site",
+        "_bindings",
+        "_grads",
+        "_programs",
+        "leaves",
+        "marked",
+        "nodes",
+        "plan",
+        "version",
+    )
 
     def __init__(self, graph: Graph, number: int, marked: bool) -> None:
         self.version = number
@@ -139,6 +151,7 @@ class Execution:
         # no program.
         self._bindings: dict[tuple[bool, bool], _Bindings | bool | None] = {}
         self._grads: list[Any] = []
+        self._backward_site: Site | None = None
 
     def _bound(self, key: tuple[bool, ...], steps: Sequence[Any]) -> list[tuple[Any, ...]]:
         """(step, node, values to clear) of each step.
@@ -197,6 +210,10 @@ class Execution:
         if bindings is False:
             self._bindings[flags] = True  # a graph that runs again is worth a program
             return False
+        if isinstance(bindings, _Bindings):
+            for node, index in bindings.unheld:
+                if node.live_output(index) is not None:
+                    bindings = True
         if bindings is True:
             bindings = self._bindings[flags] = self._bind(flags)
         if not isinstance(bindings, _Bindings):
@@ -208,7 +225,11 @@ class Execution:
             if storage.volatile:
                 return False  # since a function was called that changes it: the walk keeps copies
         with np.errstate(all="ignore"):
-            bindings.program(self.nodes, bindings.data, bindings.storages, bindings.kept)
+            arguments = self.nodes, bindings.data, bindings.storages, bindings.kept
+            if bindings.site is None:
+                bindings.program(*arguments)
+            else:
+                run_forward(bindings.site, self.plan, bindings.program, *arguments)
         return True
 
     def _bind(self, flags: tuple[bool, bool]) -> _Bindings | None:
@@ -222,6 +243,7 @@ class Execution:
         storages: list[Storage | None] = [None] * plan.n_slots
         data: list[NdArray | None] = [None] * plan.n_slots
         kept: list[tuple[NdArray, ...]] = []
+        unheld: list[tuple[Node, int]] = []
         for slot, leaf in self.leaves.items():
             data[slot] = leaf.data
         for call, node, positions in zip(plan.calls, self.nodes, plan.kept, strict=True):
@@ -230,8 +252,11 @@ class Execution:
                 if value is not None:
                     data[slot] = value.data
                     storages[slot] = value.data._storage
-                elif slot not in gone:
-                    return None  # nobody holds it, so the walk frees it
+                elif slot not in gone:  # nobody holds it, but a gradient reads it
+                    spec = call.setup.results[slot - call.targets[0]]
+                    storage = storages[slot] = Storage(spec.shape, spec.dtype, None)
+                    data[slot] = NdArray._of(storage, spec.shape)
+                    unheld.append((node, slot - call.targets[0]))
             arrays: list[Any] = [None if v is None else v.data for v in node.sources]
             arrays += [data[slot] for slot in call.targets]
             first_saved = len(call.sources) + len(call.targets)
@@ -248,7 +273,17 @@ class Execution:
                 node.prepare(positions)
         leaves = [leaf.data._storage for leaf in self.leaves.values()]
         kept_storages = list({array._storage for arrays in kept for array in arrays})
-        return _Bindings(program, leaves, data, storages, kept, kept_storages)
+        site = self._site("forward")
+        return _Bindings(program, leaves, data, storages, kept, kept_storages, unheld, site)
+
+    def _site(self, what: str) -> Site | None:
+        """Where a program of this graph runs, if it may become a CUDA graph."""
+        backend = self.plan.calls[0].setup.backend
+        if not backend.captures:
+            return None
+        if self.nodes[0].eager:  # the next iteration's graph is another one
+            return shared_site(self.plan, lambda: f"{what} of {self.plan.name()}", backend)
+        return Site(f"{what} of {self.plan.name()}", backend)
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -340,27 +375,30 @@ class Execution:
             for callback in callbacks:
                 callback.begin(coming, self.plan)
 
-        def ready(storage: Storage) -> None:
-            for callback in callbacks:
-                callback.ready(storage)
-
         def clear(number: int) -> None:
             _clear(bound[number][2], reason)
 
-        gradient = _seed_gradient(root, seed)
-        array, own = gradient.array, gradient.own
-        del gradient
+        def tell(storage: Storage) -> None:
+            for callback in callbacks:
+                callback.ready(storage)
+
+        def run(ready: Callable[[Storage], None] | None) -> None:
+            gradient = _seed_gradient(root, seed)
+            array, own = gradient.array, gradient.own
+            del gradient
+            program(self.nodes, grads, array, own, ready, clear, _gradient_memory, _add_to_leaf)
+
+        if self._backward_site is None:
+            self._backward_site = self._site("backward")
+        site = self._backward_site
         with np.errstate(all="ignore"):
-            program(
-                self.nodes,
-                grads,
-                array,
-                own,
-                ready if callbacks else None,
-                clear,
-                _gradient_memory,
-                _add_to_leaf,
-            )
+            if site is None:
+                run(tell if callbacks else None)
+            else:
+                run_backward(
+                    site, self.plan, steps, program, run, self.nodes, grads, seed,
+                    tell if callbacks else None, callbacks, clear, _gradient_memory, _add_to_leaf,
+                )  # fmt: skip
         for callback in callbacks:
             callback.finish()
 
@@ -466,6 +504,8 @@ class _Bindings(NamedTuple):
     storages: list[Storage | None]
     kept: list[tuple[NdArray, ...]]
     kept_storages: list[Storage]
+    unheld: list[tuple[Node, int]]  # outputs of nodes that only gradients read
+    site: Site | None
 
 
 def _gradient_memory(grad: NdArray, shape: Any, backend: Backend) -> Any:

@@ -303,17 +303,32 @@ class Node:
 
     def commit(self, new: Sequence[Any]) -> None:
         """Give the inputs that the function updates their new values."""
-        declaration = self.setup.declaration
-        watch = current_world().before_effect
-        for name, update in zip(declaration.updates, new, strict=True):
-            source = self.sources[declaration.inputs.index(name)]
+        self.before_effects()
+        for source, update in zip(self._updated(), new, strict=True):
             if source is not None:
                 target = source.data
-                if watch is not None:
-                    watch(target._storage)
                 transfer.copy(target._view(target._storage.materialize()), update)
-                target._storage.written()
-                target._storage.effects += 1
+        self.after_effects()
+
+    def _updated(self) -> list[Value | None]:
+        declaration = self.setup.declaration
+        return [self.sources[declaration.inputs.index(name)] for name in declaration.updates]
+
+    def before_effects(self) -> None:
+        """Tell whoever wants to know what is about to change."""
+        watch = current_world().before_effect
+        if watch is not None:
+            for source in self._updated():
+                if source is not None:
+                    watch(source.data._storage)
+
+    def after_effects(self) -> None:
+        """Note that the inputs that the function updates have new values."""
+        for source in self._updated():
+            if source is not None:
+                storage = source.data._storage
+                storage.written()
+                storage.effects += 1
 
     def _keep(self, arrays: Sequence[NdArray | None]) -> None:
         """Hold what gradients will read; copies of what later functions may change as an effect."""
@@ -491,14 +506,36 @@ class Node:
         """As kept_arrays, but as NdArrays; empty where nothing was computed yet."""
         return dict(zip(self._positions, self._kept or (), strict=False))
 
+    def data_at(self, position: int, again: bool) -> NdArray:
+        """What is kept at a position; with `again` the input that is read to compute it again."""
+        if again and position not in self._positions:
+            value = self.sources[position]
+            assert value is not None
+            return value.data
+        assert self._kept is not None
+        return self._kept[self._positions.index(position)]
+
+    def data_again(self) -> dict[int, NdArray]:
+        """As kept_inputs, but as NdArrays."""
+        return self._inputs({})
+
+    def is_intact(self) -> bool:
+        """Whether what gradients read is there, and as forward saw it."""
+        if self._kept is None:
+            return False
+        return sum([data._storage.effects for data in self._kept]) == self._effects
+
     def release(self) -> None:
         """Forget what was kept for gradients."""
         kept, self._kept = self._kept, None
         if kept is not None and self.eager is False:
-            # Executions of static graphs use arrays of saved results again, but not their memory.
-            first = len(self.sources) + len(self.targets)
+            # Executions of static graphs use arrays of results again that nobody else has, but not
+            # their memory.
+            first = len(self.sources)
             for position, data in zip(self._positions, kept, strict=True):
-                if position >= first:
+                index = position - first
+                saved = index >= len(self.targets)
+                if saved or (index >= 0 and self.live_output(index) is None):
                     data._storage.clear("backward(clear_buffer=True) freed it")
 
     def prepare(self, positions: tuple[int, ...] | None = None) -> None:

@@ -66,6 +66,9 @@ def exported(array: NdArray) -> Any:
     """The memory of `array` as NumPy's or CuPy's array, noted as one that others may write to."""
     storage = array._storage
     values = storage.materialize()
+    if not transfer.on_host(values) and transfer.backend_of(values).is_captured(values):
+        values = values.copy()  # a CUDA graph is going to write to it again
+        storage.place(values)
     storage.written()
     storage.exported = True
     return array._view(values)

@@ -205,6 +205,12 @@ class Plan:
         used, self._used = self._used, True
         return used
 
+    def name(self) -> str:
+        """What people know it by: its last function."""
+        last = self.calls[-1].setup
+        count = len(self.calls)
+        return f"{last.function.name} {last.results[0].shape} after {count - 1} functions"
+
     # -- structure ----------------------------------------------------------------------------
 
     def _groups(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from . import capture
 from .errors import GraphError
 from .fusion import (
     FusedBackward,
@@ -25,6 +26,7 @@ def plan_stats() -> dict[str, int]:
         hits, misses: graphs whose structure had a plan, and that needed a new one. A training loop
             whose graphs are alike makes no misses after its first iterations.
         programs: plans that became straight-line programs (docs/static_and_dynamic.md).
+        captured_graphs, captured_bytes: CUDA graphs that programs became, and the memory they hold.
 
     >>> import distnn as nn, distnn.functions as F
     >>> y = F.tanh(nn.Variable((2, 3)))
@@ -34,7 +36,17 @@ def plan_stats() -> dict[str, int]:
     >>> after["hits"] + after["misses"] - before["hits"] - before["misses"]
     1
     """
-    return plans.stats()
+    return plans.stats() | capture.stats()
+
+
+def capture_report() -> str:
+    """What became CUDA graphs, and of the rest why it did not, one line each; for GPUs.
+
+    >>> import distnn as nn
+    >>> print(nn.profiler.capture_report())
+    <BLANKLINE>
+    """
+    return capture.report()
 
 
 def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: bool = True) -> str:

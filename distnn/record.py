@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .capture import shared_site
 from .context import World, current_world, world_scope
 from .errors import ClearedError
 from .function import Setup, Spec
@@ -29,6 +30,7 @@ from .ndarray import NdArray, Storage
 from .plan import Graph, Plan
 from .program import forward_program
 from .recompute import is_recomputing, marked
+from .segments import run_forward
 from .variable import Variable
 
 # Calls that wait at most: what nobody ever looks at must not pile up.
@@ -212,10 +214,12 @@ class _Structure:
     """A sequence of calls that was seen, and the program of it, made the second time."""
 
     def __init__(self) -> None:
+        self.plan: Plan | None = None
         self.program: Callable[..., None] | None = None
         self.kept: list[_Kept] = []
 
     def make(self, plan: Plan) -> None:
+        self.plan = plan
         self.program = forward_program(plan, False, True)
         for call, positions in zip(plan.calls, plan.kept, strict=True):
             slots, saved = [], []
@@ -277,7 +281,13 @@ def _run_program(calls: _Calls) -> bool:
         kept.append(tuple(arrays))
         if arrays:
             node.prepare(positions)
-    structure.program(nodes, data, storages, kept)
+    plan = structure.plan
+    assert plan is not None
+    site = shared_site(structure, lambda: f"calls up to {plan.name()}", nodes[0].setup.backend)
+    if site is None:
+        structure.program(nodes, data, storages, kept)
+    else:
+        run_forward(site, plan, structure.program, nodes, data, storages, kept, lent=True)
     return True
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
-from types import SimpleNamespace
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from gpu_emulator import cublas
@@ -42,6 +44,33 @@ _numbers = itertools.count(1)
 
 class cuBLASLtError(Exception):
     pass
+
+
+def installed(monkeypatch) -> Iterator[ModuleType]:
+    """This module in place of nvmath-python's, for a fixture to yield from."""
+    from distnn.cuda import cublaslt
+
+    def forget() -> None:
+        """Whether cuBLASLt is there was not asked, and it made no plan."""
+        for cache in (cublaslt.available, cublaslt._library, cublaslt._handle):
+            cache.cache_clear()
+        cublaslt._local.__dict__.clear()
+
+    package = ModuleType("nvmath")
+    package.bindings = ModuleType("nvmath.bindings")
+    package.bindings.cublasLt = sys.modules[__name__]
+    for name, module in {
+        "nvmath": package,
+        "nvmath.bindings": package.bindings,
+        "nvmath.bindings.cublasLt": sys.modules[__name__],
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delenv("DISTNN_CUBLASLT", raising=False)
+    for noted in (calls, queries, nothing_for, no_relu_for):
+        noted.clear()
+    forget()
+    yield sys.modules[__name__]
+    forget()
 
 
 def _new(**values) -> int:

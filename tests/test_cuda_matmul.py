@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from unittest.mock import ANY
 
 import numpy as np
@@ -46,26 +45,7 @@ def cublaslt(emulated, monkeypatch):
     """cuBLASLt is there: a stand-in for nvmath-python."""
     import fake_cublaslt
 
-    package = types.ModuleType("nvmath")
-    package.bindings = types.ModuleType("nvmath.bindings")
-    package.bindings.cublasLt = fake_cublaslt
-    for name, module in {
-        "nvmath": package,
-        "nvmath.bindings": package.bindings,
-        "nvmath.bindings.cublasLt": fake_cublaslt,
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delenv("DISTNN_CUBLASLT", raising=False)
-    for noted in (
-        fake_cublaslt.calls,
-        fake_cublaslt.queries,
-        fake_cublaslt.nothing_for,
-        fake_cublaslt.no_relu_for,
-    ):
-        noted.clear()
-    forget()
-    yield fake_cublaslt
-    forget()
+    yield from fake_cublaslt.installed(monkeypatch)
 
 
 @pytest.fixture

@@ -325,6 +325,31 @@ def test_graph_capture(cp: Any) -> None:
         graph.launch(stream)
 
 
+def test_a_graph_in_pieces_of_an_allocation(cp: Any) -> None:
+    stream = cp.cuda.Stream(non_blocking=True)
+    allocations = [cp.cuda.alloc(1024)]
+
+    def malloc(size: int) -> Any:
+        (whole,) = allocations
+        return cp.cuda.MemoryPointer(cp.cuda.UnownedMemory(whole.ptr, size, whole), 0)
+
+    x = cp.zeros((2, 2), "f4")
+    with stream:
+        stream.begin_capture()
+        with cp.cuda.using_allocator(malloc):
+            y = cp.ascontiguousarray(cp.broadcast_to(x[:1], (2, 2)))
+        x += y
+        del y  # the graph needs the allocation, not the array
+        x += 1
+        graph = stream.end_capture()
+    graph.launch(stream)
+    graph.launch(stream)
+    assert x.tolist() == [[3, 3], [3, 3]]
+    allocations.clear()
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="freed"):
+        graph.launch(stream)
+
+
 def test_graph_with_an_unjoined_stream(cp: Any) -> None:
     stream, other = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
     y = cp.zeros(3, "f4")

@@ -151,6 +151,11 @@ class AllReduceCallback:
         if k == len(self._tickets):
             self._start_complete_buckets()
 
+    @property
+    def started(self) -> int:
+        """How many buckets of this backward were started."""
+        return len(self._tickets)
+
     def finish(self) -> None:
         """Backward is over: start what is left and wait for all sums."""
         opening = self._opening

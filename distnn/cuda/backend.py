@@ -14,13 +14,15 @@ from ..formula import Assignments
 from ..function import Function, Spec
 from ..random import Draw
 from ..transfer import device_is_used
-from . import elementwise, labels, memory, multi_tensor, random, transfer, twin
+from . import arena, elementwise, labels, memory, multi_tensor, random, recording, transfer, twin
 from .device import check_device
 from .namespace import CudaNamespace
 
 
 class CudaBackend(Backend):
     """CuPy arrays on one device, computed by kernels of ours and by NVIDIA's libraries."""
+
+    captures = True
 
     def __init__(self, type_config: str, device: int, precision: str) -> None:
         self.type_config = type_config
@@ -77,6 +79,21 @@ class CudaBackend(Backend):
 
     def any_of(self, test: str, arrays: Sequence[Any]) -> bool:
         return multi_tensor.any_of(test, arrays)
+
+    def recording(self) -> Any:
+        return recording.Recording()
+
+    def is_captured(self, array: Any) -> bool:
+        return arena.is_block(array)
+
+    def words(self, count: int) -> Any:
+        return recording.Words(count)
+
+    def draw_in_memory(self, words: Any, start: int) -> Any:
+        return random.DrawInMemory.at(words.array[start : start + 3])
+
+    def total_memory(self) -> int:
+        return cupy.cuda.Device(self.device).mem_info[1]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from ..random import threshold
 from ..twin import Twin
 from .kernels import FLOATS, THREADS, blocks_for, kernel, scalar_types
 from .pack import header
-from .random import PHILOX, WORDS, DeviceDraw
+from .random import BY_VALUE, IN_MEMORY, PHILOX, WORDS, DeviceDraw
 
 # A thread makes the numbers of one step of the generator, and moves the step's elements together
 # where it can.
@@ -26,8 +26,8 @@ __device__ void element(T x, unsigned int word, unsigned long long threshold, Re
 
 extern "C" __global__ void dropout(const T* x, T* y, bool* mask, long long size,
                                    unsigned long long threshold, Real scale,
-                                   unsigned long long seed, unsigned long long worker,
-                                   unsigned long long draw) {{
+                                   {draw_parameters}) {{
+  {draw_values}
   const bool packed = aligned<{words}>(x) && aligned<{words}>(y) && aligned<{words}>(mask);
   for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i * {words} < size;
        i += (long long)gridDim.x * blockDim.x) {{
@@ -66,7 +66,7 @@ class Dropout(Twin):
     def forward(self, xp: Any, x: Any, *, p: float, random: DeviceDraw) -> Any:
         y, mask = cupy.empty(x.shape, x.dtype), cupy.empty(x.shape, np.bool_)
         if x.size:
-            kernel("dropout", _source(_FORWARD, x.dtype.char))(
+            kernel("dropout", _source(_FORWARD, x.dtype.char, random.passing is IN_MEMORY))(
                 blocks_for(-(-x.size // WORDS)), THREADS, x, y, mask, np.int64(x.size),
                 np.uint64(threshold(p)), _scale(p, x.dtype), *random.numbers(),
             )  # fmt: skip
@@ -87,14 +87,16 @@ def _scale(p: float, dtype: np.dtype) -> np.floating:
 
 
 @functools.cache
-def _source(text: str, char: str) -> str:
+def _source(text: str, char: str, in_memory: bool = False) -> str:
     return text.format(
-        types=scalar_types(char), packs=header([FLOATS[char]]), philox=PHILOX, words=WORDS
-    )
+        types=scalar_types(char), packs=header([FLOATS[char]]), philox=PHILOX, words=WORDS,
+        **(IN_MEMORY if in_memory else BY_VALUE),
+    )  # fmt: skip
 
 
 def sources() -> Iterator[tuple[str, str]]:
     """(name, CUDA source) of every kernel that can be made here."""
     for char in FLOATS:
-        yield "dropout", _source(_FORWARD, char)
+        for in_memory in (False, True):
+            yield "dropout", _source(_FORWARD, char, in_memory)
         yield "dropout_backward", _source(_BACKWARD, char)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import cupy
 
+from ..capture import Refused
 from ..formula import Formula
 from ..formula_chain import Chain
 from ..function import Function
 from ..ndarray import NdArray
-from . import elementwise, labels, matmul, reduction
+from . import elementwise, labels, matmul, recording, reduction
 from .twin import implementation
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class CudaNamespace:
         return cupy.full(tuple(shape), value, like.dtype)
 
     def given(self, array: NdArray, like: Any) -> Any:
+        if recording.in_progress():
+            raise Refused("a gradient of F.sink is read from an array that may be another one")
         return array.read(like.dtype, self._backend)
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:

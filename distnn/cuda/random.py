@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,11 +39,22 @@ __device__ void philox(unsigned long long seed, unsigned long long worker, unsig
 }
 """
 
-_WORDS = f"""{PHILOX}
-struct alignas(16) Step {{ unsigned int words[{WORDS}]; }};
+# How kernels are given a draw: by value, or where captured graphs read it, by an address.
+BY_VALUE = {
+    "draw_parameters": "unsigned long long seed, unsigned long long worker, "
+    "unsigned long long draw",
+    "draw_values": "",
+}
+IN_MEMORY = {
+    "draw_parameters": "const unsigned long long* key",
+    "draw_values": "const unsigned long long seed = key[0], worker = key[1], draw = key[2];",
+}
 
-extern "C" __global__ void words(Step* steps, long long count, unsigned long long seed,
-                                 unsigned long long worker, unsigned long long draw) {{
+_WORDS = """{philox}
+struct alignas(16) Step {{ unsigned int words[{words}]; }};
+
+extern "C" __global__ void words(Step* steps, long long count, {draw_parameters}) {{
+  {draw_values}
   for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count;
        i += (long long)gridDim.x * blockDim.x) {{
     Step step;
@@ -56,21 +68,46 @@ extern "C" __global__ void words(Step* steps, long long count, unsigned long lon
 class DeviceDraw(Draw):
     """A draw whose numbers are arrays of the current device."""
 
+    passing = BY_VALUE
+
     def words(self, count: int) -> Any:
         """`count` uniform uint32."""
         steps = -(-count // WORDS)
         words = cupy.empty(steps * WORDS, np.uint32)
         if steps:
-            kernel("words", _WORDS)(
+            kernel("words", _source(self.passing is IN_MEMORY))(
                 blocks_for(steps), THREADS, words, np.int64(steps), *self.numbers()
             )
         return words[:count]
 
-    def numbers(self) -> tuple[np.uint64, np.uint64, np.uint64]:
+    def numbers(self) -> tuple[Any, ...]:
         """Seed, worker and draw, as arguments of a kernel."""
         return np.uint64(self.seed), np.uint64(self.worker), np.uint64(self.draw)
 
 
+class DrawInMemory(DeviceDraw):
+    """A draw that is read from device memory: another one at each launch of a captured graph."""
+
+    passing = IN_MEMORY
+    key: Any  # three words
+
+    @classmethod
+    def at(cls, key: Any) -> DrawInMemory:
+        draw = cls(0, 0, 0)
+        draw.key = key
+        return draw
+
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.key,)
+
+
+@functools.cache
+def _source(in_memory: bool) -> str:
+    passing = IN_MEMORY if in_memory else BY_VALUE
+    return _WORDS.format(philox=PHILOX, words=WORDS, **passing)
+
+
 def sources() -> Iterator[tuple[str, str]]:
     """(name, CUDA source) of every kernel that can be made here."""
-    yield "words", _WORDS
+    for in_memory in (False, True):
+        yield "words", _source(in_memory)

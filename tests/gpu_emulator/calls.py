@@ -96,7 +96,8 @@ def _capture(
     created: list[ndarray] = []
     result = wrap(first, sources, created)
     for source, values in zip(sources, before, strict=True):
-        source._host[...] = values
+        if source._host.flags.writeable:  # broadcast arrays are not
+            source._host[...] = values
     targets = [array._host for array in created]
     for target in targets:
         target.reshape(-1).view(np.uint8)[:] = 0xFF

@@ -53,6 +53,11 @@ class BaseMemory:
 
         return Device(self.device_id)
 
+    @property
+    def allocation(self) -> BaseMemory:
+        """Whose end frees the bytes."""
+        return self
+
     def damage(self) -> str | None:
         """Which guard zone was written to, if one was."""
         return None
@@ -116,6 +121,10 @@ class UnownedMemory(BaseMemory):
         self.owner = owner
         self.device_id = current_device() if device_id < 0 else device_id
         self.bytes = _bytes_at(self.ptr, self.size)
+
+    @property
+    def allocation(self) -> BaseMemory:
+        return find_memory(self.ptr) or self
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def submit(
         action()
         record.operations.append(entry)
         return
-    touched = [(weakref.ref(a.memory), a.start, a.end, a.writes) for a in accesses]
+    touched = [(weakref.ref(a.memory.allocation), a.start, a.end, a.writes) for a in accesses]
     capture.operations.append((entry, action, touched))
     capture.versions[stream] += 1
 

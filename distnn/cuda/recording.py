@@ -1,0 +1,123 @@
+"""Recording: work that is recorded as CUDA graphs instead of running, and launched from then on.
+
+The only file that knows how CuPy captures. Recorded are addresses, and numbers as they are then.
+What may change from launch to launch has to lie in device memory: `Words`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import cupy
+import numpy as np
+
+from .arena import Arena
+from .kernels import kernel
+
+_lock = threading.RLock()  # one capture at a time, whichever thread it is of
+_WORDS = 48  # of a launch that writes them; the arguments of a kernel may be 4 KiB
+
+
+class Recording:
+    """CUDA graphs, recorded one after the other, and the memory in which they work."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self.graphs: list[Any] = []
+        self._stream = _stream(cupy.cuda.runtime.getDevice())
+        self._launches_on = cupy.cuda.get_current_stream().ptr
+
+    @property
+    def nbytes(self) -> int:
+        return self.arena.nbytes
+
+    def record(self, work: Callable[[], None]) -> None:
+        """Run `work`, whose launches are recorded. Raises what it raises; then nothing is left."""
+        allocator = cupy.cuda.using_allocator(self.arena.malloc)
+        with _lock, _no_garbage_collection(), self._stream, allocator:
+            self._stream.begin_capture()
+            try:
+                work()
+            except BaseException:
+                self._abandon()
+                raise
+            self.graphs.append(self._stream.end_capture())
+
+    def cut(self) -> None:
+        """What comes next in `work` is recorded as another graph."""
+        self.graphs.append(self._stream.end_capture())
+        self._stream.begin_capture()
+
+    def _abandon(self) -> None:
+        self.graphs.clear()
+        # The work may have made the capture invalid; it is over all the same.
+        with suppress(RuntimeError, cupy.cuda.runtime.CUDARuntimeError):
+            self._stream.end_capture()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the current stream is the one in whose order the arrays are used."""
+        return cupy.cuda.get_current_stream().ptr == self._launches_on
+
+    def launch(self, number: int = 0) -> None:
+        """Queue the work of a graph on the current stream."""
+        self.graphs[number].launch()
+
+
+def in_progress() -> bool:
+    """Whether what this thread queues now is recorded."""
+    stream = cupy.cuda.get_current_stream()
+    return stream.ptr == _stream(cupy.cuda.runtime.getDevice()).ptr
+
+
+@functools.cache
+def _stream(device: int) -> Any:
+    """The stream on which work of a device is recorded; nothing ever runs on it."""
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What is destroyed during a capture may be a library's or the driver's, and spoils it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Words:
+    """Words of 64 bits in device memory that recorded kernels read, set before a launch."""
+
+    def __init__(self, count: int) -> None:
+        self.array = cupy.zeros(max(count, 1), np.uint64)
+
+    def set(self, values: Sequence[int]) -> None:
+        """Queue the writing of new values; the host waits for nothing, as it would for a copy."""
+        for start in range(0, len(values), _WORDS):
+            some = values[start : start + _WORDS]
+            padded = [*some, *[0] * (_WORDS - len(some))]
+            kernel("set_words", _SET)(
+                1, _WORDS, self.array[start:], np.int64(len(some)), *map(np.uint64, padded)
+            )
+
+
+_SET = (
+    'extern "C" __global__ void set_words(unsigned long long* words, long long count, '
+    + ", ".join(f"unsigned long long w{i}" for i in range(_WORDS))
+    + ") {\n  const unsigned long long values[] = {"
+    + ", ".join(f"w{i}" for i in range(_WORDS))
+    + "};\n  if (threadIdx.x < count) words[threadIdx.x] = values[threadIdx.x];\n}\n"
+)
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """(name, CUDA source) of every kernel that can be made here."""
+    yield "set_words", _SET
