@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,19 @@ class Chain:
             kernel(*outs, *arrays, *numbers)
         else:
             run_chunks(lambda *chunk: kernel(*chunk, *numbers), outs[0], (*outs[1:], *arrays))
+
+
+class Joined(NamedTuple):
+    """A chain that a function's implementation computes with the function, and what it works on.
+
+    Where the function's first result, or the gradient of that, is one of the chain's arrays or
+    outputs, it comes first there and is not among `arrays` and `outs`; see fusion.py.
+    """
+
+    chain: Chain
+    arrays: Sequence[Any]
+    numbers: Sequence[float]
+    outs: Sequence[Any]
 
 
 def renamed(formula: Formula, names: Mapping[str, str]) -> ast.expr:

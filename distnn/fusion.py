@@ -3,17 +3,41 @@
 Elementwise functions that follow each other, with results of one shape, are computed in one pass:
 what is between them and wanted by nobody else is never written to memory. In backward the same
 holds for their gradients. The bits stay those of the functions one by one (formula_chain.py).
+
+A function that is no formula can compute, with its own first result, the chain that follows it
+(batch normalization and its activation), and with its gradients the chain of gradients that comes
+before them. What carries the function out (function.py) says so; both ways are extra, and a room
+without them has no such methods:
+
+    joins(chain) -> bool
+        Whether `forward_joined` takes this chain. Its first array is the function's first result,
+        rounded to the dtype of results; where others want that too, a link of the chain copies it.
+    forward_joined(xp, *inputs, joined, **options)
+        As `forward`, but computes the outputs of `joined` (formula_chain.Joined) in place of the
+        first result: that is None in `out`, if the function has several results, and in what is
+        returned. A function with one result is given no `out`, and what it returns is of no matter.
+    joins_backward(chain) -> bool
+        Whether `backward_joined` takes this chain. Its first output is the gradient of the
+        function's first result.
+    backward_joined(xp, need, *reads, joined, out)
+        As `backward`, which the function has to have, but computes that gradient, which is None
+        among `reads`, itself, and writes the chain's other outputs.
+
+All arrays of `joined` have shape and dtype of the function's first result and lie C-contiguous in
+memory. One of `joined.outs` may be the memory of one of `joined.arrays`; else nothing overlaps.
 """
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .formula import Formula
 from .formula_chain import Chain, Link, renamed
 from .function import Binding, Kind, Rule, Setup
-from .plan import BackwardStep, ForwardStep, Plan
+from .plan import BackwardStep, Call, ForwardStep, Plan
 
 # A kernel of many arrays has few registers for each; and a chain is read by people.
 _MOST_LINKS = 16
@@ -28,27 +52,15 @@ class Number(NamedTuple):
 
 
 class FusedForward(NamedTuple):
-    """Steps of a forward as one chain."""
+    """Steps of a forward as one: a chain, and maybe the function to whose result it is applied."""
 
+    function: ForwardStep | None  # the first of `steps`
     steps: tuple[ForwardStep, ...]
     chain: Chain
     inputs: tuple[tuple[int, int], ...]  # (node, number of its input) of each array of the chain
     outputs: tuple[int, ...]  # slots
     inplace: int | None  # the slot whose memory takes the only output
     numbers: tuple[Number, ...]
-
-
-class FusedRelu(NamedTuple):
-    """A function, an addition to its first result (or none) and relu, which the function does too.
-
-    What carries the function out has a method for it: `relu`, or `add_relu` with the other summand
-    as its last input.
-    """
-
-    steps: tuple[ForwardStep, ...]
-    method: str
-    other: int | None  # slot of the other summand
-    target: int  # slot of the last result
 
 
 class _Draft:
@@ -59,6 +71,7 @@ class _Draft:
         self.arrays: dict[object, str] = {}  # what is read -> its name in the chain
         self.numbers: dict[Number, str] = {}
         self.results: dict[object, str] = {}  # what links compute -> its name
+        self.copies: dict[object, str] = {}  # what links copy -> the copy's name
 
     def array(self, source: object) -> str:
         if source in self.results:
@@ -73,8 +86,15 @@ class _Draft:
         self.links.append(Link(target, renamed(formula, names)))
         self.results[result] = target
 
+    def copy(self, result: object, name: str) -> None:
+        """A link for what has a name already; the name stays what others read."""
+        target = f"v{len(self.links)}"
+        self.links.append(Link(target, ast.Name(name)))
+        self.copies[result] = target
+
     def chain(self, outputs: Sequence[object]) -> Chain:
-        wanted = [self.results[output] for output in outputs]
+        named = {**self.results, **self.copies}
+        wanted = [named[output] for output in outputs]
         return Chain(self.links, [*self.arrays.values()], [*self.numbers.values()], wanted)
 
 
@@ -89,137 +109,124 @@ def formula_of(setup: Setup) -> Formula | None:
 
 def fused_forward(
     plan: Plan, steps: Sequence[ForwardStep], gone: set[int]
-) -> list[ForwardStep | FusedForward | FusedRelu]:
+) -> list[ForwardStep | FusedForward]:
     """The steps, with fused ones in place of those that can be.
 
     Args:
         gone: slots that are cleared before the forward ends.
     """
-    if not plan.calls[0].setup.backend.chains_formulas:
-        return list(steps)
     readers: dict[int, set[int]] = {}
     for step in steps:
         for slot in plan.calls[step.node].sources:
             readers.setdefault(slot, set()).add(step.node)
-    found: list[ForwardStep | FusedForward | FusedRelu] = []
-    group: list[ForwardStep] = []
-    joined = 0  # steps that the last function does too
-    for number, step in enumerate(steps):
-        if joined:
-            joined -= 1
-            continue
-        fused = _with_relu(plan, steps, number, gone, readers)
-        if fused is not None:
-            found += [*(_forward_chain(plan, group, gone, readers) if group else []), fused]
-            group, joined = [], len(fused.steps) - 1
-            continue
-        if group and not _joins(plan, group, step):
-            found += _forward_chain(plan, group, gone, readers)
-            group = []
-        group.append(step)
-    return found + (_forward_chain(plan, group, gone, readers) if group else [])
-
-
-def _with_relu(
-    plan: Plan,
-    steps: Sequence[ForwardStep],
-    number: int,
-    gone: set[int],
-    readers: dict[int, set[int]],
-) -> FusedRelu | None:
-    """The step and what follows, where the function can do that too."""
-    step = steps[number]
-    call = plan.calls[step.node]
-    target, other = call.targets[0], None
-    method = "relu"
-    used = [step]
-    for after in steps[number + 1 : number + 3]:
-        follower = plan.calls[after.node]
-        setup = follower.setup
-        if (
-            formula_of(setup) is None
-            or target not in gone
-            or readers.get(target) != {after.node}
-            or setup.results[0] != call.setup.results[0]
-        ):
-            return None
-        used.append(after)
-        if setup.function.name == "relu":
-            if not hasattr(call.setup.implementation, method):
-                return None
-            return FusedRelu(tuple(used), method, other, follower.targets[0])
-        summands = [slot for slot in follower.sources if slot != target]
-        # A sum in half precision is rounded before relu, which the function does not do. And the
-        # other summand has to be there already.
-        if (
-            setup.function.name != "add2"
-            or other is not None
-            or len(summands) != 1
-            or setup.input_shapes[0] != setup.input_shapes[1]
-            or setup.results[0].dtype.char not in "fd"
-            or plan.producer.get(summands[0], -1) > step.node
-        ):
-            return None
-        method, other, target = "add_relu", summands[0], follower.targets[0]
-    return None
+    found: list[ForwardStep | FusedForward] = []
+    first = 0
+    while first < len(steps):
+        last = first + 1
+        while last < len(steps) and _joins(plan, steps[first:last], steps[last]):
+            last += 1
+        fused = None
+        while fused is None and last > first + 1:
+            fused = _forward_chain(plan, steps[first:last], gone, readers)
+            last -= fused is None
+        found.append(steps[first] if fused is None else fused)
+        first = last
+    return found
 
 
 def _joins(plan: Plan, group: Sequence[ForwardStep], step: ForwardStep) -> bool:
     """Whether a step reads what the group computes, and can be computed with it."""
-    call, last = plan.calls[step.node], plan.calls[group[-1].node]
-    made = {slot for member in group for slot in plan.calls[member.node].targets}
+    call, first = plan.calls[step.node], plan.calls[group[0].node]
+    made = {plan.calls[member.node].targets[0] for member in group}
+    members = [plan.calls[member.node] for member in (*group, step)]
+    if formula_of(first.setup) is None:
+        if not _may_follow(call, first, made):
+            return False
+        members = members[1:]
+    elif not first.setup.backend.chains_formulas:
+        return False
     return (
         len(group) < _MOST_LINKS
         and formula_of(call.setup) is not None
-        and formula_of(last.setup) is not None
-        and call.setup.results == last.setup.results
+        and call.setup.results[0] == first.setup.results[0]
         and not made.isdisjoint(call.sources)
-        and sum(len(plan.calls[m.node].sources) for m in (*group, step)) <= _MOST_ARRAYS
+        and sum(len(member.sources) for member in members) <= _MOST_ARRAYS
+    )
+
+
+def _may_follow(call: Call, first: Call, made: set[int]) -> bool:
+    """Whether a formula of a function's first result can be computed with the function."""
+    setup = first.setup
+    result = setup.results[0]
+    if not hasattr(setup.implementation, "joins"):
+        return False
+    # The other arrays are read before the function's effects.
+    for name in setup.declaration.updates:
+        shape = setup.shapes[f"{name}_shape"]
+        if shape is not None and math.prod(shape) == result.size:
+            return False
+    return all(
+        shape == result.shape and (slot in made or slot not in first.targets)
+        for slot, shape in zip(call.sources, call.setup.input_shapes, strict=True)
     )
 
 
 def _forward_chain(
     plan: Plan, group: Sequence[ForwardStep], gone: set[int], readers: dict[int, set[int]]
-) -> list[ForwardStep | FusedForward]:
-    if len(group) == 1:
-        return list(group)
+) -> FusedForward | None:
+    """The steps as one; None where what they compute is not wanted, or the function declines."""
     draft = _Draft()
     inputs: dict[object, tuple[int, int]] = {}
     nodes = {step.node for step in group}
+    setup = plan.calls[group[0].node].setup
+    function = group[0] if formula_of(setup) is None else None
     outputs = []
     for step in group:
         call = plan.calls[step.node]
-        declaration = call.setup.declaration
-        formula = formula_of(call.setup)
-        assert formula is not None
-        names = {}
-        for i, (name, slot) in enumerate(zip(declaration.inputs, call.sources, strict=True)):
-            if name in formula.arrays:
-                names[name] = draft.array(slot)
-                inputs.setdefault(slot, (step.node, i))
-        for operand in formula.numbers:
-            names[operand] = draft.number(Number(step.node, operand))
         target = call.targets[0]
-        draft.link(target, formula, names)
-        if target not in gone or not readers.get(target, set()) <= nodes:
+        wanted = target not in gone or not readers.get(target, set()) <= nodes
+        if step is function:
+            name = draft.array(target)
+            if wanted:
+                draft.copy(target, name)
+        else:
+            names = {}
+            formula = formula_of(call.setup)
+            assert formula is not None
+            arrays = call.setup.declaration.inputs
+            for i, (name, slot) in enumerate(zip(arrays, call.sources, strict=True)):
+                if name in formula.arrays:
+                    names[name] = draft.array(slot)
+                    inputs.setdefault(slot, (step.node, i))
+            for operand in formula.numbers:
+                names[operand] = draft.number(Number(step.node, operand))
+            draft.link(target, formula, names)
+        if wanted:
             outputs.append(target)
     if not outputs:
-        return list(group)
-    read = tuple(inputs[slot] for slot in draft.arrays)
+        return None
+    chain = draft.chain(outputs)
+    if function is not None and not setup.implementation.joins(chain):
+        return None
+    read = list(draft.arrays)[0 if function is None else 1 :]
     cleared = {slot for step in group for slot in step.clears}
-    result = plan.calls[group[-1].node].setup.results[0]
+    result = setup.results[0]
     # The only output is that of the last link: when it is written, others have been read.
-    slots = [s for s in draft.arrays if isinstance(s, int) and plan.may_become(s, result, cleared)]
-    return [
-        FusedForward(
-            tuple(group),
-            draft.chain(outputs),
-            read,
-            tuple(outputs),
-            slots[0] if len(outputs) == 1 and slots else None,
-            tuple(draft.numbers),
-        )
+    own = () if function is None else plan.calls[function.node].sources
+    slots = [
+        slot
+        for slot in read
+        if isinstance(slot, int) and slot not in own and plan.may_become(slot, result, cleared)
     ]
+    return FusedForward(
+        function,
+        tuple(group),
+        chain,
+        tuple(inputs[slot] for slot in read),
+        tuple(outputs),
+        slots[0] if len(outputs) == 1 and slots else None,
+        tuple(draft.numbers),
+    )
 
 
 # -- backward --------------------------------------------------------------------------------------
@@ -234,8 +241,12 @@ class Read(NamedTuple):
 
 
 class FusedBackward(NamedTuple):
-    """Steps of a backward as one chain."""
+    """Steps of a backward as one: a chain, and maybe the function whose result's gradient it makes.
 
+    That gradient is the chain's first output and is not among `outputs`.
+    """
+
+    function: BackwardStep | None  # the last of `steps`
     steps: tuple[BackwardStep, ...]
     chain: Chain
     inputs: tuple[Read, ...]
@@ -243,35 +254,36 @@ class FusedBackward(NamedTuple):
     numbers: tuple[Number, ...]
 
 
-class FusedReluBackward(NamedTuple):
-    """Backward of relu, and of the function before it, whose `relu_backward` does both."""
-
-    steps: tuple[BackwardStep, BackwardStep]
-    result: int  # position of relu's result in what its node has kept
-
-
-def fused_backward(
-    plan: Plan, steps: Sequence[BackwardStep]
-) -> list[BackwardStep | FusedBackward | FusedReluBackward]:
+def fused_backward(plan: Plan, steps: Sequence[BackwardStep]) -> list[BackwardStep | FusedBackward]:
     """The steps, with fused ones in place of those that can be."""
-    if not plan.calls[0].setup.backend.chains_formulas:
-        return list(steps)
     additions: dict[int, int] = {}  # slot -> number of contributions to its gradient
     for step in steps:
         for c in step.contributions:
             additions[c.slot] = additions.get(c.slot, 0) + 1
-    found: list[BackwardStep | FusedBackward | FusedReluBackward] = []
-    group: list[BackwardStep] = []
-    for step in steps:
-        if len(group) == 1 and _is_of_relu(plan, group[0], step, additions):
-            found.append(FusedReluBackward((group[0], step), 1))
-            group = []
-            continue
-        if group and not _follows(plan, group, step, additions):
-            found += _backward_chain(plan, group)
-            group = []
-        group.append(step)
-    return found + (_backward_chain(plan, group) if group else [])
+    found: list[BackwardStep | FusedBackward] = []
+    first = 0
+    while first < len(steps):
+        last = first + 1
+        while last < len(steps) and _follows(plan, steps[first:last], steps[last], additions):
+            last += 1
+        group = steps[first:last]
+        with_function = None
+        if last < len(steps):
+            with_function = _with_function(plan, group, steps[last], additions)
+        if with_function is not None:
+            group = group[: 1 - len(with_function.steps)]
+            last += 1
+        found += _chained(plan, group)
+        found += [] if with_function is None else [with_function]
+        first = last
+    return found
+
+
+def _chained(plan: Plan, group: Sequence[BackwardStep]) -> Sequence[BackwardStep | FusedBackward]:
+    """Steps that follow each other as one, where formulas are chained."""
+    if len(group) < 2 or not plan.calls[0].setup.backend.chains_formulas:
+        return group
+    return [_backward_chain(plan, group, None)]
 
 
 def _rules(plan: Plan, step: BackwardStep) -> list[tuple[int, Rule, list[Binding]]] | None:
@@ -305,30 +317,36 @@ def _follows(
     )
 
 
-def _is_of_relu(
-    plan: Plan, relu: BackwardStep, step: BackwardStep, additions: dict[int, int]
-) -> bool:
-    """Whether `relu` is that, and hands its gradient to a function that does both."""
-    call, before = plan.calls[relu.node], plan.calls[step.node]
-    slot = call.sources[0]
-    return (
-        call.setup.function.name == "relu"
-        and _rules(plan, relu) is not None
-        and hasattr(before.setup.implementation, "relu_backward")
-        and before.setup.reads(step.need).fast
-        and slot == step.targets[0] == before.targets[0]
-        and additions[slot] == 1
-        and not relu.contributions[0].leaf
-    )
+def _with_function(
+    plan: Plan, group: Sequence[BackwardStep], step: BackwardStep, additions: dict[int, int]
+) -> FusedBackward | None:
+    """A function's step and as many before it as it can take: they alone make its gradient."""
+    call = plan.calls[step.node]
+    setup, slot = call.setup, step.targets[0]
+    if (
+        _rules(plan, group[-1]) is None
+        or not hasattr(setup.implementation, "joins_backward")
+        or not setup.reads(step.need).fast
+        or plan.calls[group[-1].node].setup.results[0] != setup.results[0]
+        or additions.get(slot) != 1
+    ):
+        return None
+    for first in range(len(group)):
+        made = {c.slot for member in group[first:] for c in member.contributions if not c.leaf}
+        if slot in made:
+            fused = _backward_chain(plan, group[first:], step)
+            if setup.implementation.joins_backward(fused.chain):
+                return fused
+    return None
 
 
 def _backward_chain(
-    plan: Plan, group: Sequence[BackwardStep]
-) -> list[BackwardStep | FusedBackward | FusedReluBackward]:
-    if len(group) == 1:
-        return list(group)
+    plan: Plan, group: Sequence[BackwardStep], function: BackwardStep | None
+) -> FusedBackward:
     draft = _Draft()
-    inside = {step.targets[0] for step in group[1:]}  # their gradients are read by nobody else
+    # Their gradients are read by nobody else.
+    inside = {step.targets[0] for step in group[1:]}
+    taken = -1 if function is None else function.targets[0]
     outputs = []
     results: list[object] = []
     for number, step in enumerate(group):
@@ -344,15 +362,17 @@ def _backward_chain(
                     names[binding.name] = draft.number(Number(step.node, binding.name))
                 elif binding.name in rule.formula.arrays:
                     names[binding.name] = draft.array(_read(binding, step))
-            inner = c.slot in inside and not c.leaf
+            inner = c.slot in {*inside, taken} and not c.leaf
             result: object = Read(c.slot) if inner else (number, place)
             draft.link(result, rule.formula, names)
             if not inner:
                 outputs.append((number, place))
                 results.append(result)
     inputs = tuple(source for source in draft.arrays if isinstance(source, Read))
-    chain = draft.chain(results)
-    return [FusedBackward(tuple(group), chain, inputs, tuple(outputs), tuple(draft.numbers))]
+    chain = draft.chain([*([] if function is None else [Read(taken)]), *results])
+    steps = (*group, *([] if function is None else [function]))
+    numbers = tuple(draft.numbers)
+    return FusedBackward(function, steps, chain, inputs, tuple(outputs), numbers)
 
 
 def _read(binding: Binding, step: BackwardStep) -> Read:

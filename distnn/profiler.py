@@ -9,8 +9,6 @@ from .errors import GraphError
 from .fusion import (
     FusedBackward,
     FusedForward,
-    FusedRelu,
-    FusedReluBackward,
     fused_backward,
     fused_forward,
 )
@@ -90,18 +88,15 @@ def _forward(plan: Plan, clear_buffer: bool, clear_no_need_grad: bool) -> Iterat
 def _computed(plan: Plan, steps: Sequence[ForwardStep]) -> Iterator[str]:
     gone = {slot for step in steps for slot in step.clears}
     for step in fused_forward(plan, steps, gone):
-        members: Sequence[ForwardStep]
-        if isinstance(step, FusedForward):
-            members = step.steps
-            sources = [plan.calls[node].sources[i] for node, i in step.inputs]
-            targets = list(step.outputs)
-        else:
-            members = step.steps if isinstance(step, FusedRelu) else (step,)
-            call = plan.calls[members[0].node]
+        members = (step,) if isinstance(step, ForwardStep) else step.steps
+        function = step if isinstance(step, ForwardStep) else step.function
+        sources, targets = [], []
+        if function is not None:
+            call = plan.calls[function.node]
             sources, targets = list(call.sources), list(call.targets)
-            if isinstance(step, FusedRelu):
-                sources += [] if step.other is None else [step.other]
-                targets[0] = step.target
+        if isinstance(step, FusedForward):
+            sources += [plan.calls[node].sources[i] for node, i in step.inputs]
+            targets[:1] = step.outputs
         shape = plan.calls[members[-1].node].setup.results[0].shape
         # What a fused step does not write need not be freed.
         written = {*targets, *sources}
@@ -113,18 +108,17 @@ def _computed(plan: Plan, steps: Sequence[ForwardStep]) -> Iterator[str]:
 def _backward(plan: Plan) -> Iterator[str]:
     seen = {*plan.roots}
     for step in fused_backward(plan, plan.backward(True)):
-        members: Sequence[BackwardStep]
+        members = (step,) if isinstance(step, BackwardStep) else step.steps
         if isinstance(step, FusedBackward):
-            members = step.steps
             reads = [
                 f"d{r.slot}" if r.slot >= 0 else str(_kept(plan, r.node, r.position))
                 for r in step.inputs
             ]
             found = [members[number].contributions[place] for number, place in step.outputs]
+            found += [] if step.function is None else step.function.contributions
         else:
-            members = step.steps if isinstance(step, FusedReluBackward) else (step,)
-            reads = [f"d{slot}" for slot in members[0].targets if slot >= 0]
-            found = list(members[-1].contributions)
+            reads = [f"d{slot}" for slot in step.targets if slot >= 0]
+            found = list(step.contributions)
         added = []
         for c in found:
             place = c.slot if not c.leaf else ("leaf", plan.gradients[c.slot])

@@ -20,14 +20,11 @@ from .backend import Backend
 from .derivative import sum_to_shape
 from .evaluation import read_indices, store, taken
 from .formula import Formula
-from .formula_chain import Chain
+from .formula_chain import Joined
 from .function import Binding, Kind, Setup, Spec
 from .fusion import (
     FusedBackward,
     FusedForward,
-    FusedRelu,
-    FusedReluBackward,
-    Number,
     formula_of,
     fused_backward,
     fused_forward,
@@ -122,27 +119,45 @@ def forward_program(
     gone = {slot for step in steps for slot in step.clears}
     extra = plan.n_slots
     for step in fused_forward(plan, steps, gone):
-        if isinstance(step, FusedForward):
-            _forward_chain(text, plan, step, gone)
-            members = step.steps
-        else:
-            joined = step if isinstance(step, FusedRelu) else None
-            members = step.steps if isinstance(step, FusedRelu) else (step,)
-            call = plan.calls[members[0].node]
+        members = (step,) if isinstance(step, ForwardStep) else step.steps
+        function = step if isinstance(step, ForwardStep) else step.function
+        saved: list[int] = []
+        if function is not None:
+            call = plan.calls[function.node]
             first_saved = len(call.sources) + len(call.targets)
-            saved = [p for p in plan.kept[members[0].node] if p >= first_saved]
-            _forward_step(text, plan, members[0], joined, gone, extra, saved)
-            extra += len(saved)
-            for member in members:
-                if plan.keeps(member.node):
-                    text.add(f"nodes[{member.node}].keep(kept[{member.node}])")
+            saved = [p for p in plan.kept[function.node] if p >= first_saved]
+        _compute(text, plan, step, gone, extra, saved)
+        extra += len(saved)
+        if isinstance(step, FusedForward):
+            text.add(*[f"storages[{slot}].written()" for slot in step.outputs if slot not in gone])
+        for member in members:
+            if plan.keeps(member.node):
+                text.add(f"nodes[{member.node}].keep(kept[{member.node}])")
         clears = [slot for member in members for slot in member.clears]
         text.add(*[f"v{slot} = None" for slot in clears if slot not in plan.leaves])
     return text.function("nodes, data, storages, kept")
 
 
-def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: Container[int]) -> None:
-    inputs = [_input(text, plan, node, i, f"x{n}") for n, (node, i) in enumerate(fused.inputs)]
+def _compute(
+    text: _Text,
+    plan: Plan,
+    step: ForwardStep | FusedForward,
+    gone: Container[int],
+    extra: int,
+    saved: Sequence[int],
+) -> None:
+    """A function, a chain, or both as one."""
+    if isinstance(step, ForwardStep):
+        _forward_step(text, plan, step, "", gone, extra, saved)
+        return
+    joined = _forward_chain(text, plan, step, gone)
+    if step.function is not None:
+        _forward_step(text, plan, step.function, joined, gone, extra, saved)
+
+
+def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: Container[int]) -> str:
+    """Compute a chain; or return what its function is given to compute it."""
+    inputs = [_input(text, plan, node, i, f"z{n}") for n, (node, i) in enumerate(fused.inputs)]
     spec = plan.calls[fused.steps[0].node].setup.results[0]
     for slot in fused.outputs:
         if slot in gone:
@@ -150,41 +165,42 @@ def _forward_chain(text: _Text, plan: Plan, fused: FusedForward, gone: Container
             text.add(f"v{slot} = {text.empty(spec) if inplace is None else f'v{inplace}'}")
             continue
         _existing(text, f"v{slot}", f"storages[{slot}]", spec)
-    outs = ", ".join(f"v{slot}" for slot in fused.outputs)
-    _chain(text, fused.chain, spec.size, inputs, fused.numbers, outs)
-    text.add(*[f"storages[{slot}].written()" for slot in fused.outputs if slot not in gone])
-    for step in fused.steps:
-        if plan.keeps(step.node) and not text.is_again:
-            text.add(f"nodes[{step.node}].keep(kept[{step.node}])")
+    outs = [f"v{slot}" for slot in fused.outputs]
+    return _chain(text, fused, spec.size, inputs, outs)
 
 
 def _chain(
     text: _Text,
-    chain: Chain,
+    fused: FusedForward | FusedBackward,
     size: int,
     inputs: Sequence[str],
-    numbers: Sequence[Number],
-    outs: str,
-) -> None:
-    values = ", ".join(f"nodes[{n.node}].operands[{n.operand!r}]" for n in numbers)
-    if text.backend.runs_as_text(size):
-        kernel = text.name("chain", chain.kernel)
-        text.add(f"{kernel}({', '.join(filter(None, [outs, *inputs, values]))})")
-    else:
-        name = text.name("chain", chain)
-        text.add(f"xp.evaluate_chain({name}, [{', '.join(inputs)}], [{values}], [{outs}])")
+    outs: Sequence[str],
+) -> str:
+    """Compute a chain of `size` elements; or return what its function is given to compute it."""
+    values = [f"nodes[{n.node}].operands[{n.operand!r}]" for n in fused.numbers]
+    if fused.function is None and text.backend.runs_as_text(size):
+        kernel = text.name("chain", fused.chain.kernel)
+        text.add(f"{kernel}({', '.join([*outs, *inputs, *values])})")
+        return ""
+    lists = (f"[{', '.join(items)}]" for items in (inputs, values, outs))
+    arguments = ", ".join([text.name("chain", fused.chain), *lists])
+    if fused.function is None:
+        text.add(f"xp.evaluate_chain({arguments})")
+        return ""
+    text.use(Joined=Joined)
+    return f"joined=Joined({arguments})"
 
 
 def _forward_step(
     text: _Text,
     plan: Plan,
     step: ForwardStep,
-    joined: FusedRelu | None,
+    joined: str,
     gone: Container[int],
     extra: int,
     saved: Sequence[int],
 ) -> None:
-    """One function; `joined` is what it does beyond."""
+    """One function; `joined` is what it is given to compute in place of its first result."""
     k, inplace = step.node, step.inplace
     call = plan.calls[k]
     setup = call.setup
@@ -193,24 +209,24 @@ def _forward_step(
         return
     targets: list[int | None] = [*call.targets]
     inputs = [_input(text, plan, k, p, f"x{p}") for p in range(len(call.sources))]
-    if joined is not None:
-        targets[0] = joined.target
-        if joined.other is not None:
-            adding = joined.steps[1].node
-            position = plan.calls[adding].sources.index(joined.other)
-            inputs.append(_input(text, plan, adding, position, "x"))
     places: list[str | None] = []  # where the storage of each result is; None for a new array
     for i in range(len(setup.results)):
-        if i < len(targets):
+        if i == 0 and joined:
+            places.append(None)
+        elif i < len(targets):
             places.append(None if targets[i] in gone else f"storages[{targets[i]}]")
         else:
             position = len(call.sources) + i
             found = position in saved
             places.append(f"storages[{extra + saved.index(position)}]" if found else None)
     outs = [f"o{i}" for i in range(len(setup.results))]
+    if joined:
+        outs[0], targets[0] = "None", None
     takes_out = setup.declaration.takes_out
     if takes_out:
         for out, place, spec in zip(outs, places, setup.results, strict=True):
+            if out == "None":
+                continue
             if place is not None:
                 _existing(text, out, place, spec)
             else:
@@ -228,7 +244,7 @@ def _forward_step(
     for target, out in zip(targets, outs, strict=False):
         if target is not None:
             text.add(f"v{target} = {out}")
-    text.add(" = ".join([*outs, *(name for name in inputs if name.startswith("x")), "None"]))
+    text.add(" = ".join([*(n for n in (*outs, *inputs) if n[0] in "ox"), "None"]))
 
 
 def _forward_alias(text: _Text, plan: Plan, k: int, gone: Container[int]) -> None:
@@ -247,7 +263,7 @@ def _forward_call(
     text: _Text,
     k: int,
     setup: Setup,
-    joined: FusedRelu | None,
+    joined: str,
     inputs: Sequence[str],
     outs: Sequence[str],
     places: Sequence[str | None],
@@ -255,14 +271,18 @@ def _forward_call(
     """Call the function's forward, and see to it that its results are where they belong."""
     options = _options(text, k, setup)
     takes_out = setup.declaration.takes_out
-    if takes_out:
+    if joined:
+        options.append(joined)
+    if takes_out and (len(outs) > 1 or not joined):
         options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
-    method = "forward" if joined is None else joined.method
+    method = "forward_joined" if joined else "forward"
     forward = text.name(method, getattr(setup.implementation, method))
     text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
     several = len(outs) + len(setup.declaration.updates) > 1
     arrays = f"[{', '.join(inputs)}]"
     for i, (out, place, spec) in enumerate(zip(outs, places, setup.results, strict=True)):
+        if out == "None":
+            continue
         result = f"r[{i}]" if several else "r"
         if place is None:
             stored = [f"{out} = taken({result}, {text.name('spec', spec)}, {arrays}, backend)"]
@@ -316,11 +336,7 @@ def _again(text: _Text, plan: Plan, steps: Sequence[ForwardStep]) -> None:
         members = (step,) if isinstance(step, ForwardStep) else step.steps
         for member in members:
             text.add(f"i{member.node} = nodes[{member.node}].kept_inputs()")
-        if isinstance(step, FusedForward):
-            _forward_chain(text, plan, step, everything)
-        else:
-            joined = step if isinstance(step, FusedRelu) else None
-            _forward_step(text, plan, members[0], joined, everything, 0, ())
+        _compute(text, plan, step, everything, 0, ())
         clears = {slot for member in members for slot in member.clears}
         for name in [*(f"v{slot}" for slot in sorted(clears)), *(f"i{m.node}" for m in members)]:
             text.add(f"{name} = None")
@@ -369,8 +385,6 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
             _again(text, plan, member.again)
         if isinstance(step, FusedBackward):
             _backward_chain(text, plan, step, added)
-        elif isinstance(step, FusedReluBackward):
-            _backward_step(text, plan, step.steps[1], added, step)
         else:
             _backward_step(text, plan, step, added)
         text.add(*[f"v{slot} = None" for member in members for slot in member.drops])
@@ -389,13 +403,17 @@ def _backward_step(
     plan: Plan,
     step: BackwardStep,
     added: set[int],
-    joined: FusedReluBackward | None = None,
+    joined: str = "",
+    further: Sequence[tuple[Contribution, str]] = (),
 ) -> None:
-    """One function; `joined` is relu after it, whose gradient it takes."""
+    """One function.
+
+    Args:
+        joined: what it is given to compute the gradient of its first result itself.
+        further: what else it computes then, and where that is.
+    """
     call = plan.calls[step.node]
     targets = step.targets
-    if joined is not None:
-        targets = (joined.steps[0].targets[0], *targets[1:])
     setup = call.setup
     reads = setup.reads(step.need)
     text.add(f"a = {_kept_arrays(plan, step)}")
@@ -403,9 +421,11 @@ def _backward_step(
     own = "True"
     if reads.fast:
         outer = [f"packed({g})" if g != "None" else g for g in outer]
-        _fast_backward(text, plan, step, outer, joined)
+        _fast_backward(text, plan, step, ["None", *outer[1:]] if joined else outer, joined)
     elif not _backward_formulas(text, step, setup, outer):
         own = _backward_rules(text, step, setup, outer)
+    for c, out in further:
+        _deliver(text, c, out, "True", added)
     for c in step.contributions:
         out = f"o{c.source}"
         _deliver(text, c, out, own.format(out), added)
@@ -425,7 +445,7 @@ def _fast_backward(
     plan: Plan,
     step: BackwardStep,
     outer: Sequence[str],
-    joined: FusedReluBackward | None,
+    joined: str,
 ) -> None:
     """All gradients by the function's own backward."""
     setup = plan.calls[step.node].setup
@@ -439,10 +459,8 @@ def _fast_backward(
     if setup.scratch:
         options.append(f"scratch={text.empty(Spec((setup.scratch,), _BYTES))}")
     options.append(f"out={text.name('inputs', setup.declaration.per_input)}(({', '.join(outs)},))")
-    method = "backward"
-    if joined is not None:
-        method = "relu_backward"
-        options.append(f"y={_kept_arrays(plan, joined.steps[0])}[{joined.result}]")
+    options += [joined] if joined else []
+    method = "backward_joined" if joined else "backward"
     backward = text.name(method, getattr(setup.implementation, method))
     text.add(f"{backward}(xp, {text.name('need', reads.need)}, {', '.join(options)})")
 
@@ -526,18 +544,23 @@ def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[in
     for step in fused.steps:
         if step.node in reading:
             text.add(f"a{step.node} = {_kept_arrays(plan, step)}")
+    gradient = "g{}" if fused.function is None else "packed(g{})"
     inputs = [
-        f"g{read.slot}" if read.slot >= 0 else f"a{read.node}[{read.position}]"
+        gradient.format(read.slot) if read.slot >= 0 else f"a{read.node}[{read.position}]"
         for read in fused.inputs
     ]
-    outs = []
+    outputs = []
     for i, (number, place) in enumerate(fused.outputs):
         c = fused.steps[number].contributions[place]
-        text.add(f"o{i} = {_gradient(text, c, spec)}")
-        outs.append(f"o{i}")
-    _chain(text, fused.chain, spec.size, inputs, fused.numbers, ", ".join(outs))
-    for out, (number, place) in zip(outs, fused.outputs, strict=True):
-        _deliver(text, fused.steps[number].contributions[place], out, "True", added)
+        text.add(f"c{i} = {_gradient(text, c, spec)}")
+        outputs.append((c, f"c{i}"))
+    outs = [out for _, out in outputs]
+    joined = _chain(text, fused, spec.size, inputs, outs)
+    if fused.function is None:
+        for c, out in outputs:
+            _deliver(text, c, out, "True", added)
+    else:
+        _backward_step(text, plan, fused.function, added, joined, outputs)
     arrays = {f"a{read.node}" for read in fused.inputs if read.slot < 0}
     gone = {f"g{read.slot}" for read in fused.inputs if read.slot >= 0}
     text.add(" = ".join([*sorted(gone | arrays), *outs, "None"]))

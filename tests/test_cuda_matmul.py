@@ -13,6 +13,7 @@ import distnn.functions as F
 from distnn.context import current_backend
 from distnn.errors import ContextError
 from distnn.formula import Formula
+from distnn.formula_chain import Chain, Joined, Link
 from distnn.functions.affine import Affine
 
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -431,6 +432,9 @@ def test_a_bias_is_one_kernel_or_none(library, emulated):
     )
 
 
+RELU = Chain([Link("r", Formula("maximum(y, 0)", ("y",), ()).tree)], ("y",), (), ("r",))
+
+
 @pytest.mark.parametrize("dtype", ["e", "E", "f", "d"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
@@ -462,16 +466,27 @@ def test_relu_with_a_product_has_the_bits_of_relu_of_the_product(
     wanted = evaluate(
         Formula("maximum(y, 0)", ("y",), ()), {"y": plain}, {}, cupy.empty_like(plain)
     )
-    out = cupy.empty_like(plain)
-    assert twin.relu(xp, *arrays, out=out) is out
-    for found in (out, twin.relu(xp, *arrays)):
-        found, expected = (a.get().astype(np.float64) for a in (found, wanted))
-        np.testing.assert_array_equal(found, expected)  # whichever NaN it is
-        number = ~np.isnan(expected)
-        np.testing.assert_array_equal(np.signbit(found)[number], np.signbit(expected)[number])
+    found = cupy.empty_like(plain)
+    twin.forward_joined(xp, *arrays, joined=Joined(RELU, (), (), (found,)))
+    found, expected = (a.get().astype(np.float64) for a in (found, wanted))
+    np.testing.assert_array_equal(found, expected)  # whichever NaN it is
+    number = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(found)[number], np.signbit(expected)[number])
+
+
+def test_an_affine_map_takes_relu_alone():
+    from distnn.cuda.twin import implementation
+
+    twin = implementation(Affine.of(1))
+    other = Link("r", Formula("maximum(y, 1)", ("y",), ()).tree)
+    copy = Link("s", Formula("y", ("y",), ()).tree)
+    assert twin.joins(RELU)
+    assert not twin.joins(Chain([other], ("y",), (), ("r",)))
+    assert not twin.joins(Chain([copy, *RELU.links], ("y",), (), ("s", "r")))
 
 
 def test_relu_after_a_product_is_one_kernel_or_none(library, emulated):
+    import cupy
     import fake_cublaslt
 
     from distnn.cuda.twin import implementation
@@ -483,16 +498,17 @@ def test_relu_after_a_product_is_one_kernel_or_none(library, emulated):
         ((x, w, b), names[library]),
         ((x, w), [names[library][0], *([ANY] if library == "cublas" else [])]),
     ):
-        twin.relu(xp, *arrays)
+        joined = Joined(RELU, (), (), (cupy.empty((33, 70), np.float32),))
+        twin.forward_joined(xp, *arrays, joined=joined)
         emulated.clear()
-        twin.relu(xp, *arrays)
+        twin.forward_joined(xp, *arrays, joined=joined)
         assert queued(emulated) == expected
     if library == "cublaslt":
         assert len(fake_cublaslt.queries) == 2  # relu takes the algorithm of the product without it
         fake_cublaslt.no_relu_for.add(0)
         forget()
         emulated.clear()
-        twin.relu(xp, x, w, b)
+        twin.forward_joined(xp, x, w, b, joined=joined)
         assert queued(emulated) == ["cublasLtMatmul", ANY]
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from twins import RTOL, close, launches, moved, namespace, same_bits, strict, twin, up
 
+from distnn.formula import Formula
+from distnn.formula_chain import Chain, Joined, Link
 from distnn.functions.batch_normalization import BatchNormalization, FixedNormalization
 from distnn.functions.fused_batch_normalization import FusedBatchNormalization
 
@@ -286,6 +288,58 @@ def test_given_statistics_agree_with_the_definition(shape, axes, dtype):
     plain = (up(values.x), None, None, up(values.mean), up(values.variance))
     y = function.forward(xp, *plain, eps=EPS)
     close(y, (x - mean) / np.sqrt(variance + EPS), dtype)
+
+
+def link(target, text, arrays, numbers=()):
+    return Link(target, Formula(text, arrays, numbers).tree)
+
+
+# s = y + z, t = k tanh(s); and the gradient of s, for both of its summands.
+FOLLOWING = Chain(
+    [link("s", "y + z", ("y", "z")), link("t", "k * tanh(s)", ("s",), ("k",))],
+    ("y", "z"), ("k",), ("t", "s"),
+)  # fmt: skip
+PRECEDING = Chain(
+    [link("ds", "dt * k * (1 - tanh(s) * tanh(s))", ("dt", "s"), ("k",))],
+    ("dt", "s"), ("k",), ("ds", "ds"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [up, moved])
+@pytest.mark.parametrize("dtype", ["e", "f"])
+@pytest.mark.parametrize(("shape", "axes"), [s for s in SHAPES if len(s[0]) > 2])
+def test_a_chain_is_computed_with_the_function(shape, axes, dtype, place):
+    values, k = Inputs(shape, axes, dtype), 0.75
+    function = twin(BatchNormalization.of(axes))
+    names = ("x", "beta", "gamma", "mean", "variance")
+    arrays = [place(getattr(values, n)) for n in names]
+    options = {"decay_rate": DECAY, "eps": EPS}
+    plain = function.forward(namespace(dtype), *arrays, **options)
+    t, s = (place(np.full(shape, np.nan, dtype)) for _ in range(2))
+    out = (None, *(a.copy() for a in plain[1:5]))
+    joined = Joined(FOLLOWING, [place(values.z)], [k], [t, s])
+    results = function.forward_joined(namespace(dtype), *arrays, joined=joined, out=out, **options)
+    for a, b in zip(results[1:], plain[1:], strict=True):
+        same_bits(a, b)
+    mean, _, inverse = values.statistics()
+    x, beta, gamma, z = values.wide("x", "beta", "gamma", "z")
+    total = (x - mean) * inverse * gamma + beta + z
+    close(s, total, dtype, times=2)
+    close(t, k * np.tanh(total), dtype, times=4)
+
+    dy = values.dy.astype(np.float64) * k * (1 - np.tanh(s.get().astype(np.float64)) ** 2)
+    expected = exact_gradients(values, ALL, dy / values.dy.astype(np.float64))
+    targets = {n: up(np.full(expected[n].shape, np.nan, dtype)) for n in ("x", "beta", "gamma")}
+    dz = place(np.full(shape, np.nan, dtype))
+    function.backward_joined(
+        namespace(dtype), SimpleNamespace(x=True, beta=True, gamma=True),
+        None, place(values.dmean), place(values.dvariance), arrays[0], arrays[2],
+        *(place(v.astype(WIDE[dtype])) for v in (mean, inverse)),
+        joined=Joined(PRECEDING, [place(values.dy), s], [k], [dz]),
+        out=SimpleNamespace(**targets),
+    )  # fmt: skip
+    for name, found in {**targets, "z": dz}.items():
+        close(found, expected[name], dtype, times=6)
 
 
 # (shape, axes, launches of forward and of backward): one more where a channel is cut in parts.

@@ -170,54 +170,129 @@ def test_a_network_with_chains_and_batch_normalization_trains_as_the_walk_does()
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("type_config", ["float", "half"])
-@pytest.mark.parametrize("flags", [{"clear_no_need_grad": True}, {"clear_buffer": True}])
-def test_relu_after_a_function_that_can_do_it_too(type_config, flags, monkeypatch):
-    fused = []
-    find = program.fused_forward
-    monkeypatch.setattr(program, "fused_forward", lambda *a: fused.append(find(*a)) or fused[-1])
-    returned = []
-    find_back = program.fused_backward
-    monkeypatch.setattr(
-        program, "fused_backward", lambda *a: returned.append(find_back(*a)) or returned[-1]
-    )
+@pytest.fixture
+def found_steps(monkeypatch):
+    """The steps of programs that are made: of forwards, of backwards."""
+    found = []
+    for name in ("fused_forward", "fused_backward"):
+        kept, find = [], getattr(program, name)
+        monkeypatch.setattr(
+            program, name, lambda *a, kept=kept, find=find: kept.append(find(*a)) or kept[-1]
+        )
+        found.append(kept)
+    return found
+
+
+def joined_names(steps):
+    """Numbers of the functions of steps that are one with a function that is no formula."""
+    fused = (fusion.FusedForward, fusion.FusedBackward)
+    names = [
+        tuple(member.node for member in step.steps)
+        for found in steps
+        for step in found
+        if isinstance(step, fused) and step.function is not None
+    ]
+    return [*dict.fromkeys(names)]  # of programs for other flags they are the same
+
+
+def context_of(type_config):
     present = nn.get_current_context()
-    name = present.backend[0].partition(":")[0]
+    return Context([f"{present.backend[0].partition(':')[0]}:{type_config}"], present.array_class)
+
+
+def normalized(x, name):
+    return PF.batch_normalization(x, name=name)
+
+
+# What follows a normalization, and how many functions of it are computed with it, forward and
+# backward, where all that can be is.
+FOLLOWING = {
+    **{name: (getattr(F, name), 1, 1) for name in ("tanh", "relu", "elu", "gelu", "softplus")},
+    "numbers": (lambda y: F.sigmoid(y * 0.75 + 0.5) * 2.0, 4, 4),
+    "two readers": (lambda y: F.relu(y) * y, 2, 0),  # the gradients of y are two, and are added
+    "itself kept": (lambda y: F.tanh(y) + F.sum(y, axis=(1,), keepdims=True), 1, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_config"),
+    [*((kind, "float") for kind in FOLLOWING), ("tanh", "half"), ("numbers", "half")],
+)
+def test_what_follows_a_function_that_can_do_it_too(kind, type_config, found_steps):
+    follow, forward, backward = FOLLOWING[kind]
 
     def network():
         nn.clear_parameters()
         nn.random.set_parameter_seed(313)
         x = nn.Variable((6, 4, 3, 5), need_grad=True)
         x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
-        a = F.relu(PF.batch_normalization(x, name="a"))
-        b = F.relu(PF.batch_normalization(a * 2.0, name="b") + a)
-        c = F.relu(PF.batch_normalization(b, name="c"))
-        d = F.relu(PF.affine(c, 7, name="d"))
-        e = PF.affine(d, 7, name="e")  # not joined: somebody else reads it
-        loss = F.mean(F.relu(e) + F.relu(PF.affine(d, 7, name="f")) + e)
-        return [x], [a, b, c, d, e], loss
+        y = normalized(x, "a")
+        h = follow(y)
+        return [x], [y, h], F.mean(F.sum(h, axis=(1, 2, 3)) ** 2.0)
 
-    with context_scope(Context([f"{name}:{type_config}"], present.array_class)):
+    several = kind in ("tanh", "numbers")
+    for flags in [{"clear_no_need_grad": True}, *[{"clear_buffer": True}, {}] * several]:
+        same_as_the_walk(network, type_config, flags)
+    if nn.get_current_context().backend[0].startswith("cpu"):
+        return
+    before, after = (joined_names(steps) for steps in found_steps)
+    assert before == [tuple(range(forward + 1))]
+    assert after == ([tuple(range(backward, -1, -1))] if backward else [])
+
+
+def same_as_the_walk(network, type_config, flags):
+    """Results, gradients and statistics of a network by its program are those of the walk."""
+    with context_scope(context_of(type_config)):
         expected = bits(*network(), True, flags)
         statistics = [p.d.copy() for p in nn.get_parameters(grad_only=False).values()]
         found = bits(*network(), False, flags)
-    for p, expected_value in zip(
-        nn.get_parameters(grad_only=False).values(), statistics, strict=True
-    ):
-        np.testing.assert_array_equal(p.d, expected_value)
-    assert len(found) == len(expected)
+    for p, value in zip(nn.get_parameters(grad_only=False).values(), statistics, strict=True):
+        np.testing.assert_array_equal(p.d, value)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    methods = [step.method for step in fused[0] if isinstance(step, fusion.FusedRelu)]
-    joined = [s for found in returned for s in found if isinstance(s, fusion.FusedReluBackward)]
-    if name == "cpu":
-        assert not methods
-        assert not joined
-    else:
-        # Of a and of c; between b and its normalization stands a sum.
-        assert len(joined) == 2 * ("clear_no_need_grad" in flags)
-        middle = ["add_relu"] if type_config == "float" else []
-        assert methods == ["relu", *middle, "relu", "relu", "relu"]
+
+
+@pytest.mark.parametrize("type_config", ["float", "half"])
+@pytest.mark.parametrize("flags", [{"clear_no_need_grad": True}, {"clear_buffer": True}])
+def test_what_joins_a_function_in_a_network(type_config, flags, found_steps):
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x = nn.Variable((6, 4, 3, 5), need_grad=True)
+        x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
+        a = F.relu(normalized(x, "a"))
+        b = F.relu(normalized(a * 2.0, "b") + a)
+        c = F.tanh(PF.batch_normalization(b, batch_stat=False, name="c"))
+        d = F.relu(PF.affine(c, 7, name="d"))
+        e = PF.affine(d, 7, name="e")  # not joined: somebody else reads it
+        g = F.tanh(PF.affine(d, 7, name="g"))  # not joined: of a library
+        loss = F.mean(F.relu(e) + F.relu(PF.affine(d, 7, name="f")) + e + g)
+        return [x], [a, b, c, d, e], loss
+
+    same_as_the_walk(network, type_config, flags)
+    before, after = (joined_names(steps) for steps in found_steps)
+    if nn.get_current_context().backend[0].startswith("cpu"):
+        assert not before
+        assert not after
+        return
+    assert before == [(0, 1, 2), (3, 4, 5), (6, 7), (8, 9), (14, 15)]
+    if "clear_buffer" not in flags:
+        # The second one's sum has two summands: the chain writes the gradient of the other.
+        assert after == [(5, 4, 3), (1, 0)]
+
+
+def test_what_a_function_updates_is_not_read_early_by_what_joins_it():
+    """One element a channel: the running mean has the shape of the result."""
+
+    def network():
+        nn.clear_parameters()
+        x = nn.Variable((1, 4), need_grad=True)
+        x.d = np.random.RandomState(1).randn(1, 4).astype(np.float32)
+        y = normalized(x, "a")
+        mean = nn.get_parameters(grad_only=False)["a/bn/mean"]
+        return [x], [y], F.sum(F.tanh(y + mean))
+
+    same_as_the_walk(network, "float", {"clear_no_need_grad": True})
 
 
 @pytest.mark.parametrize("size", [7, 100_000])

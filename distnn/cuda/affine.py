@@ -8,6 +8,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..formula_chain import Chain, Joined
 from ..twin import Twin
 from .matmul import multiply
 
@@ -18,9 +19,12 @@ class Affine(Twin):
     def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
         return self._product(xp, x, w, b, out, relu=False)
 
-    def relu(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
-        """relu(forward(...)) with the same bits; `forward` for plans that join the two."""
-        return self._product(xp, x, w, b, out, relu=True)
+    def joins(self, chain: Chain) -> bool:
+        """The library has relu, with the bits of relu after it; see fusion.py."""
+        return str(chain) == f"{chain.outputs[0]} = maximum({chain.arrays[0]}, 0)"
+
+    def forward_joined(self, xp: Any, x: Any, w: Any, b: Any = None, *, joined: Joined) -> Any:
+        return self._product(xp, x, w, b, joined.outs[0], relu=True)
 
     def _product(self, xp: Any, x: Any, w: Any, b: Any, out: Any, relu: bool) -> Any:
         batch = x.shape[: self.function.base_axis]

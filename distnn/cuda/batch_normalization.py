@@ -7,13 +7,17 @@ than one block reduces, and a second launch over the array.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cupy
 import numpy as np
 
+from ..formula import Formula
+from ..formula_chain import Chain, Joined, Link
 from ..twin import Twin
 from . import channels, normalization_kernels
+from .joined import IDENTITY
 from .kernels import THREADS, computing
 from .numbers import lanes_of
 
@@ -58,49 +62,54 @@ def normalize(
     spread: Any,
     beta: Any,
     gamma: Any,
-    y: Any,
-    z: Any = None,
-    relu: bool = False,
+    joined: Joined,
     eps: float | None = None,
 ) -> None:
-    """y = gamma (x - mean) / deviation + beta, + z, relu.
+    """The outputs of a chain of y = gamma (x - mean) / deviation + beta.
 
     `spread` is the inverse deviation, or with `eps` the variance; like the mean it has the dtype
-    of computing(). x and z are turned.
+    of computing(). x is turned.
     """
     if not x.size:
         return
-    _, c, b = layout.blocks
-    lanes = lanes_of(c * b, x.dtype.char)
-    run = normalization_kernels.normalize(x.dtype.char, lanes, relu, z is not None)
+    dtype, (_, c, b) = x.dtype.char, layout.blocks
+    lanes = lanes_of(c * b, dtype)
     blocks, sizes = channels.plan(layout.blocks, lanes)
-    target = layout.target(y)
-    number = np.dtype(computing(x.dtype.char)).type
-    run(
-        blocks, THREADS, x, mean, spread, np.int32(eps is not None), number(eps or 0),
-        *optional(x, beta, gamma), target, *(() if z is None else (z,)), *sizes,
+    targets = [layout.target(out) for out in joined.outs]
+    normalization_kernels.normalize(dtype, lanes, joined.chain)(
+        blocks, THREADS, x, mean, spread, np.int32(eps is not None),
+        np.dtype(computing(dtype)).type(eps or 0), *optional(x, beta, gamma),
+        *map(layout.turned, joined.arrays), *targets, *_parameters(dtype, joined), *sizes,
     )  # fmt: skip
-    layout.put_back(target, y)
+    for target, out in zip(targets, joined.outs, strict=True):
+        layout.put_back(target, out)
 
 
 def input_gradient(
-    layout: Layout, dy: Any, x: Any, mean: Any, y: Any, numbers: Any, dx: Any, dz: Any
+    layout: Layout, x: Any, mean: Any, numbers: Any, dx: Any, joined: Joined
 ) -> None:
-    """dx = a dy - (x - mean) b - c and dz = dy, where they are wanted; dy where y > 0, if given."""
+    """dx = a dy - (x - mean) b - c, if wanted, where dy is a chain's first output; and the others.
+
+    x and the chain's arrays are turned.
+    """
     if not x.size:
         return
-    _, c, b = layout.blocks
-    lanes = lanes_of(c * b, x.dtype.char)
-    run = normalization_kernels.input_gradient(x.dtype.char, lanes, y is not None)
+    dtype, (_, c, b) = x.dtype.char, layout.blocks
+    lanes = lanes_of(c * b, dtype)
     blocks, sizes = channels.plan(layout.blocks, lanes)
-    targets = [None if d is None else layout.target(d) for d in (dx, dz)]
-    run(
-        blocks, THREADS, dy, x, mean, *(() if y is None else (y,)), numbers, np.int64(c),
-        *optional(x, *targets), *sizes,
+    outs = [*([] if dx is None else [dx]), *joined.outs]
+    targets = [layout.target(out) for out in outs]
+    of_x, *others = targets if dx is not None else (None, *targets)
+    normalization_kernels.input_gradient(dtype, lanes, joined.chain)(
+        blocks, THREADS, x, mean, numbers, np.int64(c), *optional(x, of_x),
+        *joined.arrays, *others, *_parameters(dtype, joined), *sizes,
     )  # fmt: skip
-    for target, d in zip(targets, (dx, dz), strict=True):
-        if d is not None:
-            layout.put_back(target, d)
+    for target, out in zip(targets, outs, strict=True):
+        layout.put_back(target, out)
+
+
+def _parameters(dtype: str, joined: Joined) -> list[Any]:
+    return normalization_kernels.settings(dtype, joined.chain)(*joined.numbers)
 
 
 def optional(substitute: Any, *arrays: Any) -> tuple[Any, ...]:
@@ -116,17 +125,12 @@ def forward(
     gamma: Any,
     mean: Any,
     variance: Any,
-    z: Any,
-    relu: bool,
+    joined: Joined,
     decay_rate: float,
     eps: float,
-    out: Any,
+    results: Sequence[Any],
 ) -> Any:
-    """What both twins with batch statistics do."""
-    if out is None:
-        specs = function.setup(x, beta, gamma, mean, variance)
-        out = tuple(cupy.empty(spec.shape, spec.dtype) for spec in specs)
-    y, *results = out
+    """What twins with batch statistics do; `results` are those after y, which `joined` writes."""
     updated = [cupy.empty_like(results[-1]) for _ in range(2)]
     layout = Layout(function, x.shape)
     x = layout.turned(x)
@@ -142,48 +146,48 @@ def forward(
         *layout.blocks,
     )  # fmt: skip
     *_, centre, inverse = results
-    z = None if z is None else layout.turned(z)
-    normalize(layout, x, centre, inverse, beta, gamma, y, z, relu)
-    return (*out, *updated)
+    normalize(layout, x, centre, inverse, beta, gamma, joined)
+    return (*results, *updated)
 
 
 def backward(
     function: Any,
     need: Any,
-    dy: Any,
+    joined: Joined,
     dmean: Any,
     dvariance: Any,
     x: Any,
     gamma: Any,
-    y: Any,
     mean: Any,
     inverse: Any,
     out: Any,
 ) -> None:
-    """What both twins with batch statistics do; y, where relu follows, lets dy through."""
-    need_z = y is not None and getattr(need, "z", False)
+    """What twins with batch statistics do; the first output of `joined` is the gradient of y."""
     layout = Layout(function, x.shape)
-    dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
     x = layout.turned(x)
-    y = None if y is None else layout.turned(y)
-    c = layout.blocks[1]
-    numbers = cupy.empty(3 * c, computing(x.dtype.char))
+    joined = joined._replace(arrays=[layout.turned(a) for a in joined.arrays])
+    dtype, c = x.dtype.char, layout.blocks[1]
+    numbers = cupy.empty(3 * c, computing(dtype))
     targets = (out.beta if need.beta else None, out.gamma if need.gamma else None)
-    normalization_kernels.gradient_numbers(x.dtype.char, y is not None).channels(
-        (dy, x, mean, *(() if y is None else (y,))),
+    normalization_kernels.gradient_numbers(dtype, joined.chain).channels(
+        (x, mean, *joined.arrays, *_parameters(dtype, joined)),
         (
             inverse, *optional(x, gamma, dmean, dvariance), np.float64(layout.count),
             np.int64(c), *optional(x, *targets), numbers,
         ),
         *layout.blocks,
     )  # fmt: skip
-    if need.x or need_z:
-        dx, dz = out.x if need.x else None, out.z if need_z else None
-        input_gradient(layout, dy, x, mean, y, numbers, dx, dz)
+    if need.x or joined.outs:
+        input_gradient(layout, x, mean, numbers, out.x if need.x else None, joined)
+
+
+def alone(dy: Any, like: Any) -> Joined:
+    """dy, or zeros like an array where there is none, as it is."""
+    return Joined(IDENTITY, (cupy.zeros_like(like) if dy is None else dy,), (), ())
 
 
 class BatchNormalization(Twin):
-    """batch_normalization.BatchNormalization."""
+    """batch_normalization.BatchNormalization; it takes every chain (see fusion.py)."""
 
     def forward(
         self,
@@ -198,18 +202,14 @@ class BatchNormalization(Twin):
         eps: float,
         out: Any = None,
     ) -> Any:
-        statistics = (mean, variance)
-        return forward(
-            self.function, x, beta, gamma, *statistics, None, False, decay_rate, eps, out
-        )
+        y, *results = memory(self.function, x, beta, gamma, mean, variance) if out is None else out
+        joined, options = Joined(IDENTITY, (), (), (y,)), (decay_rate, eps, results)
+        return (y, *forward(self.function, x, beta, gamma, mean, variance, joined, *options))
 
-    def relu(
-        self, xp: Any, x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, **options: Any
-    ) -> Any:
-        """`forward` and relu of its y, with the same bits; for plans that join the two."""
-        return self.add_relu(xp, x, beta, gamma, mean, variance, None, **options)
+    def joins(self, chain: Chain) -> bool:
+        return True
 
-    def add_relu(
+    def forward_joined(
         self,
         xp: Any,
         x: Any,
@@ -217,15 +217,14 @@ class BatchNormalization(Twin):
         gamma: Any,
         mean: Any,
         variance: Any,
-        z: Any,
         *,
+        joined: Joined,
         decay_rate: float,
         eps: float,
-        out: Any = None,
+        out: Any,
     ) -> Any:
-        """`forward` and relu of y + z, with the same bits except in half precision."""
-        statistics = (mean, variance)
-        return forward(self.function, x, beta, gamma, *statistics, z, True, decay_rate, eps, out)
+        options = (decay_rate, eps, out[1:])
+        return (None, *forward(self.function, x, beta, gamma, mean, variance, joined, *options))
 
     def backward(
         self,
@@ -241,16 +240,17 @@ class BatchNormalization(Twin):
         *,
         out: Any,
     ) -> None:
-        self.relu_backward(
-            xp, need, dy, dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation,
-            y=None, out=out,
-        )  # fmt: skip
+        statistics = (dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation)
+        backward(self.function, need, alone(dy, x), *statistics, out)
 
-    def relu_backward(
+    def joins_backward(self, chain: Chain) -> bool:
+        return True
+
+    def backward_joined(
         self,
         xp: Any,
         need: Any,
-        dy: Any,
+        dy: None,
         dbatch_mean: Any,
         dbatch_variance: Any,
         x: Any,
@@ -258,12 +258,26 @@ class BatchNormalization(Twin):
         centre: Any,
         inverse_deviation: Any,
         *,
-        y: Any,
+        joined: Joined,
         out: Any,
     ) -> None:
-        """`backward` of what relu, with the result y, lets through of dy, with the same bits."""
-        outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, y, centre, inverse_deviation, out)
+        statistics = (dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation)
+        backward(self.function, need, joined, *statistics, out)
+
+
+def memory(function: Any, *inputs: Any) -> list[Any]:
+    """Memory for the results of a function."""
+    return [cupy.empty(spec.shape, spec.dtype) for spec in function.setup(*inputs)]
+
+
+# What the function of a residual block computes of y, and of dy where its result y is positive.
+_SUM = Link("s", Formula("y + z", ("y", "z"), ()).tree)
+_RELU = Chain([Link("r", Formula("maximum(y, 0)", ("y",), ()).tree)], ("y",), (), ("r",))
+_ADD_RELU = Chain(
+    [_SUM, Link("r", Formula("maximum(s, 0)", ("s",), ()).tree)], ("y", "z"), (), ("r",)
+)
+_MASK = Link("r", Formula("where(y > 0, dy, 0)", ("dy", "y"), ()).tree)
+_PASSED, _PASSED_ON = (Chain([_MASK], ("dy", "y"), (), ("r",) * n) for n in (1, 2))
 
 
 class FusedBatchNormalization(Twin):
@@ -283,8 +297,10 @@ class FusedBatchNormalization(Twin):
         eps: float,
         out: Any = None,
     ) -> Any:
-        statistics = (mean, variance)
-        return forward(self.function, x, beta, gamma, *statistics, z, True, decay_rate, eps, out)
+        y, *results = memory(self.function, x, beta, gamma, mean, variance) if out is None else out
+        joined = Joined(_RELU, (), (), (y,)) if z is None else Joined(_ADD_RELU, (z,), (), (y,))
+        options = (decay_rate, eps, results)
+        return (y, *forward(self.function, x, beta, gamma, mean, variance, joined, *options))
 
     def backward(
         self,
@@ -301,18 +317,40 @@ class FusedBatchNormalization(Twin):
         *,
         out: Any,
     ) -> None:
-        outer = (dy, dbatch_mean, dbatch_variance)
-        backward(self.function, need, *outer, x, gamma, y, centre, inverse_deviation, out)
+        dy = cupy.zeros_like(x) if dy is None else dy
+        with_z = getattr(need, "z", False)
+        outs = (out.z,) if with_z else ()
+        joined = Joined(_PASSED_ON if with_z else _PASSED, (dy, y), (), outs)
+        statistics = (dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation)
+        backward(self.function, need, joined, *statistics, out)
 
 
 class FixedNormalization(Twin):
-    """batch_normalization.FixedNormalization."""
+    """batch_normalization.FixedNormalization; it takes every chain (see fusion.py)."""
 
     def forward(
         self, xp: Any, x: Any, beta: Any, gamma: Any, mean: Any, variance: Any, *, eps: float
     ) -> Any:
         y = cupy.empty_like(x)
+        joined = Joined(IDENTITY, (), (), (y,))
+        self.forward_joined(xp, x, beta, gamma, mean, variance, joined=joined, eps=eps)
+        return y
+
+    def joins(self, chain: Chain) -> bool:
+        return True
+
+    def forward_joined(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        joined: Joined,
+        eps: float,
+    ) -> None:
         layout = Layout(self.function, x.shape)
         mean, variance = (a.astype(computing(x.dtype.char), copy=False) for a in (mean, variance))
-        normalize(layout, layout.turned(x), mean, variance, beta, gamma, y, eps=eps)
-        return y
+        normalize(layout, layout.turned(x), mean, variance, beta, gamma, joined, eps)

@@ -10,6 +10,7 @@ formula_lines.py makes the lines.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def chain_code(chain: Chain, dtype: np.dtype) -> DeviceCode:
     lines = _lines(chain.arrays, chain.numbers, dtype)
     for link in chain.links:
         value = lines.value(link.tree)
-        if dtype != lines.dtype:
+        if dtype != lines.dtype and not isinstance(link.tree, ast.Name):
             value = lines.named(f"(T)({TYPES[dtype.char]}){value}")
         lines.names[link.target] = value
     parameters = [f"const T a{i}" for i in range(len(chain.arrays))]

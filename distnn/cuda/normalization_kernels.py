@@ -6,11 +6,15 @@ Statistics of half precision are float32; those that users see are stored in hal
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..formula import Formula
+from ..formula_chain import Chain, Link
 from . import channels
+from .formula_source import chain_code
+from .joined import IDENTITY, Text
 from .kernels import FLOATS, TYPES, Kernel, computing, kernel
 from .numbers import lanes_of, numbers
 from .tree import End, Reduction
@@ -81,7 +85,7 @@ struct Statistics {
 _NORMALIZE = """
 template <int N> struct Normalize {{
   struct Constant {{ W mean, scale, shift; }};
-  struct Items {{ Pack<T, N> x{z_item}; }};
+  struct Items {{ Pack<T, N> x{items}; }};
   static const int lanes = N, arrays = {arrays};
   const T* x;
   const W *mean, *spread;
@@ -89,33 +93,31 @@ template <int N> struct Normalize {{
   W eps;
   const T *beta, *gamma;
   int shifted, scaled;
-  T* y;
-  {z_field}
   bool whole;
+  {fields}
   __device__ Constant constant(long long channel) const {{
     const W inverse = given ? 1 / square_root(spread[channel] + eps) : spread[channel];
     return Constant{{mean[channel],
                      scaled ? inverse * Number<T>::up(gamma[channel]) : inverse,
                      shifted ? Number<T>::up(beta[channel]) : (W)0}};
   }}
-  __device__ Items load(long long i) const {{ return Items{{read<T, N>(x + i, whole){z_load}}}; }}
+  __device__ Items load(long long i) const {{ return Items{{read<T, N>(x + i, whole){loads}}}; }}
   __device__ void store(long long i, const Items& items, const Constant* constants) const {{
-    Pack<T, N> result;
+    {packs}
     for (int l = 0; l < N; ++l) {{
       const Constant& c = constants[l];
-      W value = (Number<T>::up(items.x.element[l]) - c.mean) * c.scale + c.shift;
-      {after}
-      result.element[l] = Number<T>::down(value);
+      const W value = (Number<T>::up(items.x.element[l]) - c.mean) * c.scale + c.shift;
+      {compute}
     }}
-    write<T, N>(y + i, result, whole);
+    {writes}
   }}
 }};
 extern "C" __global__ void {name}(const T* x, const W* mean, const W* spread, int given, W eps,
-                                  const T* beta, const T* gamma, int shifted, int scaled, T* y,
-                                  {z_parameter}{parameters}) {{
-  const bool whole = aligned<{lanes}>(x) && aligned<{lanes}>(y){z_whole};
-  map_columns(Normalize<{lanes}>{{x, mean, spread, given, eps, beta, gamma, shifted, scaled, y,
-                                 {z_argument}whole}}, {arguments});
+                                  const T* beta, const T* gamma, int shifted,
+                                  int scaled{parameters}, {sizes}) {{
+  const bool whole = aligned<{lanes}>(x){whole};
+  map_columns(Normalize<{lanes}>{{x, mean, spread, given, eps, beta, gamma, shifted, scaled,
+                                 whole{arguments}}}, {size_arguments});
 }}
 """
 # Sums over a channel: of dy, and of dy (x - mean).
@@ -131,27 +133,23 @@ template <int N> struct Terms {{
   typedef Sums State;
   typedef Sums Local;
   typedef W Constant;
-  struct Items {{ Pack<T, N> dy, x{y_item}; }};
-  static const int lanes = N, arrays = 2;
-  const T *dy, *x;
+  struct Items {{ Pack<T, N> x{items}; }};
+  static const int lanes = N, arrays = {arrays};
+  const T* x;
   const W* mean;
-  {y_field}
   bool whole;
+  {fields}
   __device__ W constant(long long channel) const {{ return mean[channel]; }}
   __device__ Sums begin() const {{ return Sums::empty(); }}
-  __device__ Items load(long long i) const {{
-    return Items{{read<T, N>(dy + i, whole), read<T, N>(x + i, whole){y_load}}};
-  }}
+  __device__ Items load(long long i) const {{ return Items{{read<T, N>(x + i, whole){loads}}}; }}
   __device__ void add(Sums& local, W mean, const Items& items, int l, long long) const {{
-    const W dy = {passed};
-    local.dy += dy;
-    local.product += dy * (Number<T>::up(items.x.element[l]) - mean);
+    {compute}
+    local.dy += v0;
+    local.product += v0 * (Number<T>::up(items.x.element[l]) - mean);
   }}
   __device__ Sums finish(const Sums& local, W) const {{ return local; }}
 }};
 """
-_PASSED = "Number<T>::up(items.dy.element[l])"
-_RELU_PASSED = f"Number<T>::up(items.y.element[l]) > 0 ? {_PASSED} : (W)0"
 # dx = a dy - (x - mean) b - c with three numbers a channel, out of sums over a batch of `count`.
 NUMBERS = """
 __device__ inline void set_numbers(W* numbers, long long channels, long long i, double count,
@@ -189,43 +187,38 @@ struct Gradients {
 _INPUT_GRADIENT = """
 template <int N> struct InputGradient {{
   struct Constant {{ W mean, scale, slope, offset; }};
-  struct Items {{ Pack<T, N> dy, x{y_item}; }};
-  static const int lanes = N, arrays = 2;
-  const T *dy, *x;
-  const W* mean;
-  {y_field}
-  const W* numbers;
+  struct Items {{ Pack<T, N> x{items}; }};
+  static const int lanes = N, arrays = {arrays};
+  const T* x;
+  const W *mean, *numbers;
   long long channels;
-  T *dx, *dz;
-  int need_dx, need_dz;
+  T* dx;
+  int need_dx;
   bool whole;
+  {fields}
   __device__ Constant constant(long long channel) const {{
     return Constant{{mean[channel], numbers[channel], numbers[channels + channel],
                      numbers[2 * channels + channel]}};
   }}
-  __device__ Items load(long long i) const {{
-    return Items{{read<T, N>(dy + i, whole), read<T, N>(x + i, whole){y_load}}};
-  }}
+  __device__ Items load(long long i) const {{ return Items{{read<T, N>(x + i, whole){loads}}}; }}
   __device__ void store(long long i, const Items& items, const Constant* constants) const {{
-    Pack<T, N> of_x, of_z;
+    Pack<T, N> of_x;
+    {packs}
     for (int l = 0; l < N; ++l) {{
       const Constant& c = constants[l];
-      const W dy = {passed};
+      {compute}
       const W centred = Number<T>::up(items.x.element[l]) - c.mean;
-      of_x.element[l] = Number<T>::down(dy * c.scale - centred * c.slope - c.offset);
-      of_z.element[l] = Number<T>::down(dy);
+      of_x.element[l] = Number<T>::down(v0 * c.scale - centred * c.slope - c.offset);
     }}
     if (need_dx) write<T, N>(dx + i, of_x, whole);
-    if (need_dz) write<T, N>(dz + i, of_z, whole);
+    {writes}
   }}
 }};
-extern "C" __global__ void {name}(const T* dy, const T* x, const W* mean, {y_parameter}
-                                  const W* numbers, long long channels, T* dx, T* dz, int need_dx,
-                                  int need_dz, {parameters}) {{
-  const bool whole = aligned<{lanes}>(dy) && aligned<{lanes}>(x){y_whole} &&
-                     aligned<{lanes}>(dx) && aligned<{lanes}>(dz);
-  map_columns(InputGradient<{lanes}>{{dy, x, mean, {y_argument}numbers, channels, dx, dz, need_dx,
-                                     need_dz, whole}}, {arguments});
+extern "C" __global__ void {name}(const T* x, const W* mean, const W* numbers, long long channels,
+                                  T* dx, int need_dx{parameters}, {sizes}) {{
+  const bool whole = aligned<{lanes}>(x) && aligned<{lanes}>(dx){whole};
+  map_columns(InputGradient<{lanes}>{{x, mean, numbers, channels, dx, need_dx,
+                                     whole{arguments}}}, {size_arguments});
 }}
 """
 
@@ -267,44 +260,45 @@ def statistics(dtype: str) -> Reduction:
     return moments("statistics", dtype, _STATISTICS, sink)
 
 
-def sums(name: str, dtype: str, relu: bool, sink_text: str, sink: End) -> Reduction:
-    """Sums of dy and of dy (x - mean), for a Sink of Sums; inputs: dy, x, mean, y before relu."""
-    y = ", y" * relu
+def _pieces(text: Text) -> dict[str, object]:
+    return {
+        "items": text.items,
+        "arrays": 1 + len(text.loaded),
+        "fields": text.fields,
+        "loads": text.loads,
+    }
+
+
+def sums(name: str, dtype: str, chain: Chain, sink_text: str, sink: End) -> Reduction:
+    """Sums of dy and of dy (x - mean), for a Sink of Sums, where dy is a chain's first output.
+
+    inputs: x, mean, the chain's arrays and parameters.
+    """
+    text = Text(chain, dtype, given=0, taken=1, stores=False)
     return Reduction(
-        name=f"{name}{'_relu' * relu}_{dtype}",
+        name=f"{name}{text.label}_{dtype}",
         dtype=dtype,
         result=dtype,
-        text=types(dtype) + _with_mask(_SUMS, relu) + sink_text,
+        text=types(dtype)
+        + text.functions
+        + _SUMS.format(compute=text.compute(), **_pieces(text))
+        + sink_text,
         state="Sums",
         state_bytes=2 * np.dtype(computing(dtype)).itemsize,
         source=End(
-            f"const T* dy, const T* x, const W* mean{', const T* y' * relu}",
-            f"Terms<{{lanes}}>{{dy, x, mean{y}, aligned<{{lanes}}>(dy) && "
-            f"aligned<{{lanes}}>(x){' && aligned<{lanes}>(y)' * relu}}}",
+            f"const T* x, const W* mean{text.parameters}",
+            "Terms<{lanes}>{x, mean, aligned<{lanes}>(x)"
+            f"{text.whole('{lanes}')}{text.arguments}}}",
         ),
         sink=sink,
     )
 
 
-def _with_mask(text: str, relu: bool, **options: str) -> str:
-    """`text` with what reads y, the result of relu, where there is one."""
-    return text.format(
-        y_item=", y" * relu,
-        y_field="const T* y;" * relu,
-        y_load=", read<T, N>(y + i, whole)" * relu,
-        y_parameter="const T* y," * relu,
-        y_argument="y, " * relu,
-        y_whole=f" && aligned<{options.get('lanes')}>(y)" * relu,
-        passed=_RELU_PASSED if relu else _PASSED,
-        **options,
-    )
-
-
-@functools.cache
-def gradient_numbers(dtype: str, relu: bool) -> Reduction:
+@functools.lru_cache(maxsize=4096)
+def gradient_numbers(dtype: str, chain: Chain) -> Reduction:
     """Gradients of beta and gamma, and three numbers a channel for that of x.
 
-    inputs: dy, x, mean, and y where relu follows.
+    inputs: x, mean, the chain's arrays and parameters; its first output is the gradient of y.
     outputs: inverse deviation, gamma, dmean, dvariance, whether there are these three, count, C,
         dbeta, dgamma, whether these are wanted, and the numbers.
     """
@@ -315,62 +309,75 @@ def gradient_numbers(dtype: str, relu: bool) -> Reduction:
         "Gradients{inverse, gamma, dmean, dvariance, scaled, with_dmean, with_dvariance, count, "
         "channels, dbeta, dgamma, need_beta, need_gamma, numbers}",
     )
-    return sums("gradients", dtype, relu, NUMBERS + _GRADIENTS, sink)
+    return sums("gradients", dtype, chain, NUMBERS + _GRADIENTS, sink)
 
 
-def _normalize_source(dtype: str, lanes: int, relu: bool, added: bool) -> tuple[str, str]:
-    name = f"normalize{'_add' * added}{'_relu' * relu}_{dtype}_{lanes}"
-    after = "value = value + Number<T>::up(items.z.element[l]);" * added
-    after += "if (value <= 0) value = 0;" * relu
-    text = _NORMALIZE.format(
+def _map_source(
+    name: str, template: str, dtype: str, lanes: int, text: Text, *given: str
+) -> tuple[str, str]:
+    name = f"{name}{text.label}_{dtype}_{lanes}"
+    body = template.format(
         name=name,
         lanes=lanes,
-        parameters=channels.PARAMETERS,
-        arguments=channels.ARGUMENTS,
-        after=after,
-        arrays=1 + added,
-        z_item=", z" * added,
-        z_field="const T* z;" * added,
-        z_load=", read<T, N>(z + i, whole)" * added,
-        z_parameter="const T* z, " * added,
-        z_argument="z, " * added,
-        z_whole=f" && aligned<{lanes}>(z)" * added,
+        packs=text.packs,
+        compute=text.compute(*given),
+        writes=text.writes,
+        parameters=text.parameters,
+        arguments=text.arguments,
+        whole=text.whole(str(lanes)),
+        sizes=channels.PARAMETERS,
+        size_arguments=channels.ARGUMENTS,
+        **_pieces(text),
     )
-    return name, numbers(dtype) + channels.MAP + types(dtype) + text
+    return name, numbers(dtype) + channels.MAP + types(dtype) + text.functions + body
 
 
-@functools.cache
-def normalize(dtype: str, lanes: int, relu: bool, added: bool) -> Kernel:
-    """y = (x - mean) scale + shift, then + z and relu where wanted."""
-    return kernel(*_normalize_source(dtype, lanes, relu, added))
+def _normalize_source(dtype: str, lanes: int, chain: Chain) -> tuple[str, str]:
+    text = Text(chain, dtype, given=1, taken=0, stores=True)
+    return _map_source("normalize", _NORMALIZE, dtype, lanes, text, "value")
 
 
-def _input_gradient_source(dtype: str, lanes: int, relu: bool) -> tuple[str, str]:
-    name = f"input_gradient{'_relu' * relu}_{dtype}_{lanes}"
-    text = _with_mask(
-        _INPUT_GRADIENT,
-        relu,
-        name=name,
-        lanes=str(lanes),
-        parameters=channels.PARAMETERS,
-        arguments=channels.ARGUMENTS,
-    )
-    return name, numbers(dtype) + channels.MAP + types(dtype) + text
+def _input_gradient_source(dtype: str, lanes: int, chain: Chain) -> tuple[str, str]:
+    text = Text(chain, dtype, given=0, taken=1, stores=True)
+    return _map_source("input_gradient", _INPUT_GRADIENT, dtype, lanes, text)
 
 
-@functools.cache
-def input_gradient(dtype: str, lanes: int, relu: bool) -> Kernel:
-    """dx = a dy - (x - mean) b - c, and dz = dy, where dy is what relu lets through."""
-    return kernel(*_input_gradient_source(dtype, lanes, relu))
+@functools.lru_cache(maxsize=4096)
+def normalize(dtype: str, lanes: int, chain: Chain) -> Kernel:
+    """The outputs of a chain whose first array is y = (x - mean) scale + shift."""
+    return kernel(*_normalize_source(dtype, lanes, chain))
+
+
+@functools.lru_cache(maxsize=4096)
+def input_gradient(dtype: str, lanes: int, chain: Chain) -> Kernel:
+    """dx = a dy - (x - mean) b - c, where dy is a chain's first output, and its other outputs."""
+    return kernel(*_input_gradient_source(dtype, lanes, chain))
+
+
+@functools.lru_cache(maxsize=4096)
+def settings(dtype: str, chain: Chain) -> Callable[..., list]:
+    """Of a chain's numbers: its parameters in these kernels."""
+    return chain_code(chain, FLOATS[dtype]).settings
+
+
+# A chain with all that a chain may have, of arrays that are given and not.
+_SAMPLE = Chain(
+    [
+        Link("s", Formula("y + z", ("y", "z"), ()).tree),
+        Link("t", Formula("tanh(s) * k", ("s",), ("k",)).tree),
+    ],
+    ("y", "z"),
+    ("k",),
+    ("t", "s"),
+)
 
 
 def sources() -> Iterator[tuple[str, str]]:
-    """Name and source of a kernel of each kind; others have other numbers of lanes."""
+    """Name and source of a kernel of each kind; others have other numbers of lanes, or chains."""
     for dtype in FLOATS:
         yield from statistics(dtype).sources()
-        for relu in (False, True):
-            yield from gradient_numbers(dtype, relu).sources()
+        for chain in (IDENTITY, _SAMPLE):
+            yield from gradient_numbers(dtype, chain).sources()
             for lanes in (1, lanes_of(1 << 10, dtype)):
-                yield _input_gradient_source(dtype, lanes, relu)
-                for added in (False, True)[: 1 + relu]:
-                    yield _normalize_source(dtype, lanes, relu, added)
+                yield _input_gradient_source(dtype, lanes, chain)
+                yield _normalize_source(dtype, lanes, chain)

@@ -9,8 +9,10 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ..formula_chain import Joined
 from ..twin import Twin
 from .batch_normalization import Layout, input_gradient, normalize, optional
+from .joined import IDENTITY
 from .kernels import FLOATS, THREADS, Kernel, blocks_for, computing, kernel
 from .normalization_kernels import NUMBERS, moments, sums, types
 from .numbers import numbers
@@ -103,12 +105,12 @@ def _local_moments(dtype: str) -> Reduction:
 
 @functools.cache
 def _local_sums(dtype: str) -> Reduction:
-    """inputs: dy, x, mean. outputs: inverse deviation, C, the message."""
+    """inputs: x, mean, dy. outputs: inverse deviation, C, the message."""
     sink = End(
         "const W* inverse, long long channels, double* message",
         "Message{inverse, channels, message}",
     )
-    return sums("local_sums", dtype, False, _LOCAL_SUMS, sink)
+    return sums("local_sums", dtype, IDENTITY, _LOCAL_SUMS, sink)
 
 
 def _source(name: str, text: str, dtype: str) -> tuple[str, str]:
@@ -173,7 +175,7 @@ class SyncBatchNormalization(Twin):
             np.float64(decay_rate), mean, variance, *results, *updated,
         )  # fmt: skip
         *_, centre, inverse, _ = results
-        normalize(layout, x, centre, inverse, beta, gamma, y)
+        normalize(layout, x, centre, inverse, beta, gamma, Joined(IDENTITY, (), (), (y,)))
         return (*out, *updated)
 
     def backward(
@@ -198,7 +200,7 @@ class SyncBatchNormalization(Twin):
         c = layout.blocks[1]
         mine = cupy.zeros((4, c), np.float64)
         if x.size:
-            inputs, outputs = (dy, x, centre), (inverse_deviation, np.int64(c), mine)
+            inputs, outputs = (x, centre, dy), (inverse_deviation, np.int64(c), mine)
             _local_sums(dtype).channels(inputs, outputs, *layout.blocks)
         if need.beta:
             out.beta[...] = mine[0].reshape(shape)
@@ -214,4 +216,4 @@ class SyncBatchNormalization(Twin):
                 blocks_for(c), THREADS, mine, count, inverse_deviation,
                 *optional(x, gamma), np.int64(c), of_channels,
             )  # fmt: skip
-            input_gradient(layout, dy, x, centre, None, of_channels, out.x, None)
+            input_gradient(layout, x, centre, of_channels, out.x, Joined(IDENTITY, (dy,), (), ()))
