@@ -196,6 +196,13 @@ single_threaded_blas = _SingleThreadedBlas()
 _SMALL_PRODUCT = 262_144
 # A part below this is not worth a thread: about 50 microseconds of arithmetic.
 _PART = 4_194_304
+# Each part of a product packs the whole of one factor anew, for this many rows or columns of the
+# other if there are as many: with 64 of them that takes a third of the time, with 256 a tenth.
+_LENGTH = 256
+# Parts of a product, and of one with so many multiplications that it is worth more cores.
+_PARTS = 8
+_MORE_PARTS = 16
+_LARGE_PRODUCT = 2**30
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -206,11 +213,9 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if out is None:
         leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         out = pool.empty((*leading, a.shape[-2], b.shape[-1]), a.dtype)
-    depth = a.shape[-1]
-    work = out.size * depth
+    work = out.size * a.shape[-1]
     if work <= _SMALL_PRODUCT:
         return np.matmul(a, b, out)
-    rows, columns = out.shape[-2:]
     batch = math.prod(out.shape[:-2])
     with single_threaded_blas:
         if work < 2 * _PART:
@@ -218,23 +223,35 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         elif out.ndim == 3 and batch >= 8 and a.ndim == b.ndim == 3 and len(a) == len(b):
             grain = max(1, batch // 32)
             parallel_for(lambda i, j: np.matmul(a[i:j], b[i:j], out=out[i:j]), batch, grain)
-        elif out.ndim > 2 and batch > 1:
-            # Broadcast leading axes: rows of each matrix in parallel.
-            _matmul_rows(a, b, out, rows, depth * columns * batch)
-        elif columns > rows:
-            grain = _grain(columns, rows * depth * batch)
-            parallel_for(lambda i, j: np.matmul(a, b[..., i:j], out=out[..., i:j]), columns, grain)
         else:
-            _matmul_rows(a, b, out, rows, depth * columns * batch)
+            _matmul_parts(a, b, out, work)
     return out
 
 
-def _matmul_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, rows: int, cost: int) -> None:
-    grain = _grain(rows, cost)
-    parallel_for(lambda i, j: np.matmul(a[..., i:j, :], b, out=out[..., i:j, :]), rows, grain)
+def _matmul_parts(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: int) -> None:
+    """The parts of each matrix in parallel, all matrices of a batch in each."""
+    rows, columns = out.shape[-2:]
+    most = min(_PARTS if work < _LARGE_PRODUCT else _MORE_PARTS, work // _PART)
+    longer = _cut(max(rows, columns), most)
+    shorter = _cut(min(rows, columns), most // longer)
+    row_parts, column_parts = (longer, shorter) if rows >= columns else (shorter, longer)
+    height, width = _grain(rows, row_parts), _grain(columns, column_parts)
+    column_parts = -(-columns // width)
+
+    def part(first: int, _: int) -> None:
+        i, j = divmod(first, column_parts)
+        i, j = i * height, j * width
+        place = np.s_[..., i : i + height, j : j + width]
+        np.matmul(a[..., i : i + height, :], b[..., j : j + width], out=out[place])
+
+    parallel_for(part, -(-rows // height) * column_parts, 1)
 
 
-def _grain(length: int, cost: int) -> int:
-    """Parts of at least `_PART` multiplications, a multiple of 64, at most 16 of them."""
-    grain = max(_PART // max(cost, 1), -(-length // 16), 1)
-    return -(-grain // 64) * 64
+def _cut(length: int, most: int) -> int:
+    """Into how many parts, at most, rows or columns are cut; few ones are worth two short parts."""
+    return max(1, min(most, max(length // _LENGTH, 2 if length > _LENGTH // 2 else 1)))
+
+
+def _grain(length: int, parts: int) -> int:
+    """Rows or columns of a part, a multiple of 16."""
+    return max(16, -(-length // (16 * parts)) * 16)

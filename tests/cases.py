@@ -8,6 +8,7 @@ every row for every property.
 from __future__ import annotations
 
 import cases_arithmetic
+import cases_attention
 import cases_convolution
 import cases_elementwise
 import cases_indexing
@@ -19,6 +20,7 @@ import cases_operators
 import cases_places
 import cases_pooling
 import cases_rearranging
+import cases_recurrent
 import cases_reduction
 import cases_shaping
 import cases_softmax
@@ -32,8 +34,10 @@ CASES: list[Case] = [
     *cases_normalization.CASES,
     *cases_layer_normalization.CASES,
     *cases_pooling.CASES,
+    *cases_recurrent.CASES,
     *cases_reduction.CASES,
     *cases_softmax.CASES,
+    *cases_attention.CASES,
     *cases_indexing.CASES,
     *cases_shaping.CASES,
     *cases_places.CASES,

@@ -72,6 +72,11 @@ ONE_ARRAY = [
 REDUCTIONS = ["sum", "mean", "prod", "max", "min"]
 POOLING = ["average_pooling", "sum_pooling", "max_pooling"]
 CONVOLUTIONS = ["convolution", "deconvolution"]
+RECURRENT = ["rnn", "lstm", "gru"]
+STEPS = v(5, 2, 3)
+STATES = {"rnn": [v(1, 1, 2, 4)], "lstm": [v(1, 1, 2, 4)] * 2, "gru": [v(1, 1, 2, 4)]}
+GATES = {"rnn": (), "lstm": (4,), "gru": (3,)}
+ATTENTION = [v(3, 2, 6), v(4, 2, 6), v(4, 2, 6), 3, *[v(6, 6)] * 4]
 WITH_AXIS = ["crelu", "celu", "softmax", "log_softmax", "split", "concatenate", "stack"]
 
 # fmt: off
@@ -307,6 +312,60 @@ ROWS = [
       for name in ("softmax_cross_entropy", "top_n_error")),
     row("softmax_cross_entropy", ShapeError, r"target has shape \(2, 1\) but x \(2, 5, 3, 3\) with "
         r"axis 1 needs \(2, 1, 3, 3\)", v(2, 5, 3, 3), n([[0], [1]]), axis=1),
+    # -- sequences -----------------------------------------------------------------------------
+    *(row(name, ShapeError, rf"x has shape {re.escape(str(shape))}; pass \(T, B, I\): one or more",
+          v(*shape), *STATES[name], v(1, *GATES[name], 4, 7))
+      for name in RECURRENT for shape in ((0, 2, 3), (2, 3))),
+    *(row(name, ShapeError, r"h has shape \(1, 2, 4\) but x \(5, 2, 3\), num_layers 1 and "
+          r"bidirectional=False need \(1, 1, 2, 4\)", STEPS, v(1, 2, 4), *STATES[name][1:],
+          v(1, *GATES[name], 4, 7)) for name in RECURRENT),
+    *(row(name, ShapeError, r"h has shape \(1, 1, 2, 4\) but x \(5, 2, 3\), num_layers 2 and "
+          r"bidirectional=True need \(2, 2, 2, 4\)", STEPS, *STATES[name],
+          v(1, *GATES[name], 4, 7), num_layers=2, bidirectional=True) for name in RECURRENT),
+    row("lstm", ShapeError, r"c has shape \(1, 1, 2, 5\) but x .* need \(1, 1, 2, 4\)", STEPS,
+        v(1, 1, 2, 4), v(1, 1, 2, 5), v(1, 4, 4, 7)),
+    row("lstm", DtypeError, r"c is NoneType; pass a Variable", STEPS, v(1, 1, 2, 4), None,
+        v(1, 4, 4, 7)),
+    *(row(name, ShapeError, r"weight_l0 has shape \(1, 2, 4, 7\) but x \(5, 2, 3\), h "
+          r"\(1, 1, 2, 4\), .* need \(1, .*4, 7\)", STEPS, *STATES[name], v(1, 2, 4, 7))
+      for name in RECURRENT),
+    *(row(name, DtypeError, r"weight is NoneType; pass a Variable", STEPS,
+          *[v(2, 1, 2, 4) for _ in STATES[name]], v(1, *GATES[name], 4, 7), num_layers=2)
+      for name in RECURRENT),
+    *(row(name, ShapeError, r"weight has shape \(2, 1, .*4, 8\) but .* need \(1, 1, .*4, 8\)",
+          STEPS, *[v(2, 1, 2, 4) for _ in STATES[name]], v(1, *GATES[name], 4, 7),
+          v(2, 1, *GATES[name], 4, 8), num_layers=2) for name in RECURRENT),
+    *(row(name, ArgumentError, r"weight \(1, 1, 4, 8\) is for the layers after the first but "
+          "num_layers is 1; pass None", STEPS, *STATES[name], v(1, *GATES[name], 4, 7),
+          v(1, 1, 4, 8)) for name in RECURRENT),
+    *(row(name, ShapeError, r"bias has shape \(4,\) but .* need \(1, 1, .*4\)", STEPS,
+          *STATES[name], v(1, *GATES[name], 4, 7), bias=v(4)) for name in RECURRENT),
+    *(row(name, ArgumentError, r"num_layers is 0; pass 1 or more", STEPS, *STATES[name],
+          v(1, *GATES[name], 4, 7), num_layers=0) for name in RECURRENT),
+    *(row(name, ArgumentError, r"dropout is 1.0; pass a probability", STEPS, *STATES[name],
+          v(1, *GATES[name], 4, 7), dropout=1.0) for name in RECURRENT),
+    row("rnn", ArgumentError, r"nonlinearity is 'cosine'; pass one of \('tanh', 'relu'\)", STEPS,
+        v(1, 1, 2, 4), v(1, 4, 7), nonlinearity="cosine"),
+    row("multi_head_attention", ShapeError, r"query has shape \(2, 3\); pass \(length, batch, ", X,
+        *ATTENTION[1:]),
+    row("multi_head_attention", ShapeError, r"value has shape \(3, 2, 6\) but .* need \(4, 2, ",
+        *ATTENTION[:2], v(3, 2, 6), *ATTENTION[3:]),
+    row("multi_head_attention", ShapeError, r"key has shape \(4, 3, 6\) but query \(3, 2, 6\)",
+        ATTENTION[0], v(4, 3, 6), *ATTENTION[2:]),
+    row("multi_head_attention", ArgumentError, r"num_heads is 4 but q_weight \(6, 6\) has 6 ",
+        *ATTENTION[:3], 4, *ATTENTION[4:]),
+    row("multi_head_attention", ShapeError, r"k_weight has shape \(6, 3\) but q_weight \(6, 6\)",
+        *ATTENTION[:5], v(6, 3), *ATTENTION[6:]),
+    row("multi_head_attention", ShapeError, r"additive_mask has shape \(4, 3\) .*need \(3, 4\)",
+        *ATTENTION, additive_mask=v(4, 3)),
+    row("multi_head_attention", ShapeError, r"key_padding_mask has shape \(4, 2\) .*need \(2,",
+        *ATTENTION, key_padding_mask=v(4, 2)),
+    row("multi_head_attention", ArgumentError, r"only one of attn_bias_k and attn_bias_v is given",
+        *ATTENTION, attn_bias_k=v(6)),
+    row("multi_head_attention", ShapeError, r"attn_bias_v has shape \(5,\); pass \(6,\)",
+        *ATTENTION, attn_bias_k=v(6), attn_bias_v=v(5)),
+    row("multi_head_attention", ArgumentError, r"dropout is -1.0; pass a probability", *ATTENTION,
+        dropout=-1),
     row("reshape", ShapeError, r"shape \(4, 2\) has 8 elements but the array has 6", X, (4, 2)),
     row("reshape", ShapeError, r"shape \(4, -1\)", X, (4, -1)),
     row("reshape", ShapeError, r"shape \(-1, -1\) has a negative length", X, (-1, -1)),

@@ -167,6 +167,43 @@ def cross_entropy(name: str, x: tuple[int, ...], scale: float) -> Row:
     )
 
 
+def recurrent(kind: str, note: str, layers: int, directions: int, size: int = 48) -> Row:
+    """Over 12 steps of 6 sequences; PyTorch has two weights and two biases for each of ours."""
+    gates, biases = {"lstm": (4, 4), "gru": (3, 4), "rnn_tanh": (1, 1)}[kind]
+    above = (directions + 1) * size
+    lead = () if kind == "rnn_tanh" else (gates,)
+    shapes = [(12, 6, 20), (layers, directions, 6, size), (directions, *lead, size, 20 + size)]
+    shapes += [(layers - 1, directions, *lead, size, above)] * (layers > 1)
+    shapes.append((layers, directions, *(() if kind == "rnn_tanh" else (biases,)), size))
+
+    def ours(x: Any, h: Any, w: Any, *rest: Any) -> Any:
+        states = (h, h) if kind == "lstm" else (h,)
+        above, b = rest if layers > 1 else (None, *rest)
+        function = getattr(F, kind.partition("_")[0])
+        more = {"num_layers": layers, "bidirectional": directions == 2}
+        return function(x, *states, w, above, b, **more)[0]
+
+    def theirs(x: Any, h: Any, w: Any, *rest: Any) -> Any:
+        *above, b = rest
+        weights = [w, *(above[0] if above else ())]
+        parameters = []
+        for i in range(layers):
+            for d in range(directions):
+                matrix = weights[i][d].reshape(gates * size, -1)
+                of_x, of_h = b[i, d].reshape(-1), torch.zeros_like(b[i, d].reshape(-1))
+                if kind == "gru":
+                    of_h = torch.cat([of_h[: 2 * size], b[i, d, 3]])
+                    of_x = of_x[: 3 * size]
+                parameters += [matrix[:, :-size], matrix[:, -size:], of_x, of_h]
+        h = h.reshape(-1, *h.shape[2:])
+        states = (h, h) if kind == "lstm" else h
+        return getattr(torch, kind)(
+            x, states, parameters, True, layers, 0.0, True, directions == 2, False
+        )[0]
+
+    return same(f"{kind} {note}", ours, theirs, *shapes, scale=0.3)
+
+
 # fmt: off
 ROWS = [
     *activation("sigmoid", F.sigmoid, torch.sigmoid),
@@ -215,6 +252,9 @@ ROWS = [
     same("batch_matmul", F.batch_matmul, torch.matmul, (12, 40, 64), (12, 64, 50)),
     same("embed", lambda w, i: F.embed(i, w), lambda w, i: TF.embedding(i, w),
          (50, 32), (40, 30), labels=50),
+    *(recurrent(kind, note, *sizes)
+      for kind in ("lstm", "gru", "rnn_tanh")
+      for note, *sizes in (("one layer", 1, 1), ("two layers, both directions", 2, 2))),
     convolution("1-D", (4, 8, 50), (16, 8, 5), pad=2),
     convolution("2-D, 5x5", (4, 8, 14, 14), (16, 8, 5, 5), pad=2),
     convolution("2-D, 3x3, few channels", (4, 3, 32, 32), (16, 3, 3, 3), pad=1),

@@ -60,12 +60,14 @@ from .arithmetic import (
     sub2,
     where,
 )
+from .attention import multi_head_attention
 from .batch_normalization import batch_normalization
 from .convolution import convolution, deconvolution
 from .creation import arange, assign, constant, linspace, sink, unlink
 from .depthwise_convolution import depthwise_convolution
 from .dropout import dropout
 from .fused_batch_normalization import fused_batch_normalization
+from .gru import gru
 from .image_augmentation import image_augmentation
 from .indexing import embed, gather, one_hot, top_n_error
 from .interpolation import interpolate
@@ -84,6 +86,7 @@ from .loss import (
     sigmoid_cross_entropy,
     squared_error,
 )
+from .lstm import lstm
 from .mathematics import (
     abs,
     acos,
@@ -128,6 +131,7 @@ from .random_numbers import rand, randint, randn
 from .random_samples import random_crop, random_flip, random_shift
 from .rearranging import flip, shift, tile, unpooling
 from .reduction import max, mean, min, prod, sum
+from .rnn import rnn
 from .scan import cumprod, cumsum
 from .shaping import broadcast, concatenate, reshape, slice, split, stack, transpose
 from .softmax import log_softmax, softmax, softmax_cross_entropy

@@ -10,7 +10,14 @@ from .normalization import (
     layer_normalization,
     sync_batch_normalization,
 )
+from .recurrent import LSTMCell, gru, lstm, lstm_cell, rnn
 from .scope import parametric_function_api
+from .transformer import (
+    multi_head_attention,
+    transformer,
+    transformer_decode,
+    transformer_encode,
+)
 from .weights import (
     binary_connect_affine,
     binary_connect_convolution,
@@ -23,6 +30,7 @@ from .weights import (
 )
 
 __all__ = [
+    "LSTMCell",
     "affine",
     "batch_normalization",
     "binary_connect_affine",
@@ -36,11 +44,19 @@ __all__ = [
     "fused_batch_normalization",
     "get_parameter_or_create",
     "group_normalization",
+    "gru",
     "instance_normalization",
     "layer_normalization",
+    "lstm",
+    "lstm_cell",
+    "multi_head_attention",
     "parametric_function_api",
     "prelu",
+    "rnn",
     "spectral_norm",
     "sync_batch_normalization",
+    "transformer",
+    "transformer_decode",
+    "transformer_encode",
     "weight_normalization",
 ]
