@@ -1,4 +1,4 @@
-"""Convolution with compiled kernels: 3x3 with stride 1 by Winograd's way, the rest by NumPy's.
+"""Convolution with compiled kernels: 3x3 with stride 1 by Winograd's way, others over patches.
 
 The twins are the functions themselves with one algorithm more to choose from.
 """
@@ -15,6 +15,7 @@ from ..functions.convolution import Bilinear
 from ..functions.convolution import Convolution as NumpyConvolution
 from ..functions.convolution import Deconvolution as NumpyDeconvolution
 from ..functions.convolution import FilterGradient as NumpyFilterGradient
+from .patches import Patches
 from .simd import LANES
 from .winograd import Winograd
 from .winograd_transforms import POINTS, TAPS, TILE
@@ -40,21 +41,14 @@ class _Compiled(Bilinear, by_signature=False):
     def algorithm(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
     ) -> Any:
-        if self.uses_kernels(x_shape, w_shape, dtype):
+        if dtype != np.float32 or len(x_shape) > 5:
+            return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
+        if self.is_plain_3x3(w_shape) and _pays(x_shape, w_shape, self.geometry.pad):
             return Winograd(xp, x_shape, w_shape, self.geometry.pad)
-        return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
+        return Patches(xp, self.geometry, x_shape, w_shape)
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
-        if self.uses_kernels(x_shape, w_shape, dtype):
-            return 0
-        return super().scratch_for(x_shape, w_shape, dtype)
-
-    def uses_kernels(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:
-        return (
-            self.is_plain_3x3(w_shape)
-            and dtype == np.float32
-            and _pays(x_shape, w_shape, self.geometry.pad)
-        )
+        return 0 if dtype == np.float32 else super().scratch_for(x_shape, w_shape, dtype)
 
 
 class Convolution(_Compiled, NumpyConvolution):

@@ -162,6 +162,33 @@ def multiply(
 
 
 @kernel
+def multiply_piece(
+    a, a_start, a_block, b, b_start, b_block, c, c_start, c_block, rows, columns, depth, add
+):
+    """C = A B, or C += A B, of matrices that fit into the second cache.
+
+    A (depth, *, 16), B (columns, depth * 16, 16), C (columns, *, 16), each from an element on and
+    with `*_block` elements from block to block. The rows of C are taken up to a multiple of ROWS.
+    """
+    k = depth * LANES
+    for first in range(0, rows, _ROW_PART):
+        last = min(first + _ROW_PART, rows)
+        block = 0
+        while block < columns:
+            wide = block + BLOCKS <= columns
+            y = b_start + block * b_block
+            after = y + BLOCKS * b_block
+            for i in range(first, last, ROWS):
+                x, z = a_start + i * LANES, c_start + block * c_block + i * LANES
+                if wide:
+                    _product_wide(a, x, a_block, b, y, b_block, c, z, c_block, k, after, add)
+                else:
+                    _product_narrow(a, x, a_block, b, y, b_block, c, z, c_block, k, after, add)
+                after += depth * _LINES * LANES
+            block += BLOCKS if wide else 1
+
+
+@kernel
 def row_parts(rows):
     """Into how many parts `multiply` cuts each product."""
     return -(-rows // _ROW_PART)

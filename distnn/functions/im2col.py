@@ -19,6 +19,9 @@ from ..threads import parallel_for, single_threaded_blas
 _PATCH_BYTES = 2 * 1024 * 1024
 # Parts whose filter gradients are added up at the end; a fixed number, for the sake of the bits.
 _SUMS = 8
+_SLIM = 32  # pixels of a map below which images are joined to one matrix
+# Parts of products in place: about so many, of so many columns at least.
+_CUTS, _COLUMNS = 32, 256
 
 
 class Geometry(NamedTuple):
@@ -37,6 +40,10 @@ class Geometry(NamedTuple):
                 lengths, kernel, self.pad, self.stride, self.dilation, strict=True
             )
         )
+
+    def copies_nothing(self, kernel: tuple[int, ...]) -> bool:
+        """Whether patches of an image are the image: a kernel of one pixel that skips none."""
+        return math.prod(kernel) == 1 and not any(self.pad) and set(self.stride) == {1}
 
 
 class Patches:
@@ -62,11 +69,9 @@ class Patches:
         self.taps = self.channels // geometry.group * math.prod(self.kernel)
         # Filters of a group. Lengths are spelled out: -1 cannot be inferred for an empty batch.
         self.rows = self.filters // geometry.group
-        self.plain = (
-            math.prod(self.kernel) == 1
-            and not any(geometry.pad)
-            and all(s == 1 for s in geometry.stride)
-        )
+        self.plain = geometry.copies_nothing(self.kernel)
+        # Images' matrices are multiplied where they are, unless they are slim.
+        self.in_place = self.plain and self.pixels >= _SLIM
         column = geometry.group * self.taps * self.pixels * dtype.itemsize
         self.several = max(1, _PATCH_BYTES // max(column, 1))
 
@@ -76,6 +81,10 @@ class Patches:
         y = out.reshape(self.images, self.geometry.group, self.rows, self.pixels)
         bias = None if b is None else b.reshape(1, self.geometry.group, self.rows, 1)
 
+        if self.in_place:
+            self._multiply_in_place(filters, x, y, bias)
+            return
+
         def work(i: int, j: int) -> None:
             product = filters @ self._gather(x[i:j])
             y[i:j] = self._by_image(product, j - i)
@@ -84,6 +93,26 @@ class Patches:
 
         with single_threaded_blas:
             parallel_for(work, self.images, self.several)
+
+    def _multiply_in_place(
+        self, filters: np.ndarray, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None
+    ) -> None:
+        """y = filters x + bias for each image and group, some columns of pixels at a time."""
+        x = x.reshape(self.images, self.geometry.group, -1, self.pixels)
+        cuts = max(1, min(_CUTS // max(self.images, 1), self.pixels // _COLUMNS))
+        width = -(-self.pixels // cuts)
+
+        def work(i: int, j: int) -> None:
+            for part in range(i, j):
+                image, cut = divmod(part, cuts)
+                columns = slice(cut * width, (cut + 1) * width)
+                result = y[image, ..., columns]
+                np.matmul(filters, x[image, ..., columns], out=result)
+                if bias is not None:
+                    result += bias[0]
+
+        with single_threaded_blas:
+            parallel_for(work, self.images * cuts, max(1, self.images * cuts // _CUTS))
 
     def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any) -> None:
         """dx, which takes w, and dw, which takes x: those that are not None."""
@@ -95,6 +124,10 @@ class Patches:
     def _data_gradient(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
         """out = dx, by adding the gradients of all patches a pixel is in."""
         filters = w.reshape(self.geometry.group, self.rows, self.taps).transpose(0, 2, 1)
+        if self.in_place:
+            dx = out.reshape(self.images, self.geometry.group, self.taps, self.pixels)
+            self._multiply_in_place(filters, dy, dx, None)
+            return
 
         def work(i: int, j: int) -> None:
             self._scatter(filters @ self._by_group(dy[i:j]), out[i:j])
@@ -111,6 +144,12 @@ class Patches:
 
         def work(i: int, j: int) -> None:
             total = sums[i // share]
+            if self.in_place:
+                for image in range(i, j):
+                    left = dy[image].reshape(*shape[:2], self.pixels)
+                    right = x[image].reshape(shape[0], self.taps, self.pixels)
+                    total += left @ right.transpose(0, 2, 1)
+                return
             for a in range(i, j, self.several):
                 b = min(a + self.several, j)
                 patches = self._gather(x[a:b]).transpose(0, 2, 1)
