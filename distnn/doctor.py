@@ -171,7 +171,7 @@ def _with_cupy(facts: Mapping[str, Any], install: str) -> Iterator[Finding]:
         yield _fact(name, facts[key], install)
     devices = facts["devices"]
     if isinstance(devices, dict):
-        yield Finding("GPUs", devices["error"], False, "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+        yield Finding("GPUs", devices["error"].rpartition("[Context] ")[2], False)
     else:
         for number, gpu in enumerate(devices):
             text = (

@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from . import transfer
+from .errors import ContextError
 from .function import Setup, Spec
 from .graph import Node, Value, needs, nodes_of
 from .recompute import all_of, kept_positions, marked
@@ -143,6 +145,20 @@ class BackwardStep(NamedTuple):
     drops: tuple[int, ...] = ()  # slots computed again that nobody reads any more
 
 
+def _check_devices(calls: Sequence[Call]) -> None:
+    """Kernels of one GPU are given addresses of that GPU."""
+    found: dict[str, str] = {}  # name of a device -> a function on it
+    for call in calls:
+        found.setdefault(call.setup.backend.name, call.setup.function.name)
+    found.pop(transfer.host_backend().name, None)
+    if len(found) > 1:
+        places = ", ".join(f"{function} on {device}" for device, function in found.items())
+        raise ContextError(
+            f"[forward] a graph has functions on several devices: {places}; compute them in one "
+            "context, and bring values of another device as a leaf: x.data.copy_from(y.data)"
+        )
+
+
 class Plan:
     """The calls of a structure, and programs to run them, made when first asked for."""
 
@@ -152,6 +168,7 @@ class Plan:
             Call(setup, sources, range(first, first + setup.n_outputs), need, flags)
             for setup, sources, first, need, flags in zip(*[parts] * 5, strict=True)
         )
+        _check_devices(self.calls)
         self.n_slots = graph.n_slots
         self._recorded = graph.recorded
         self.leaves = frozenset(graph.leaves)

@@ -15,7 +15,7 @@ from ..function import Function, Spec
 from ..random import Draw
 from ..transfer import device_is_used
 from . import arena, elementwise, labels, memory, multi_tensor, random, recording, transfer, twin
-from .device import check_device
+from .device import check_device, check_libraries
 from .namespace import CudaNamespace
 
 
@@ -100,5 +100,6 @@ class CudaBackend(Backend):
 def cuda_backend(type_config: str, device: int, precision: str = "highest") -> CudaBackend:
     """The backend of a device, made once; raises ContextError if it cannot be used."""
     check_device(device)
+    check_libraries()
     memory.install()
     return CudaBackend(type_config, device, precision)

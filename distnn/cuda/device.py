@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import cupy
 
-from ..errors import ContextError
+from ..errors import ContextError, MissingExtraError
 from ..launcher.gpus import SHARE_VARIABLE, sharing_is_allowed
 
 # The oldest driver that runs CuPy's CUDA major version: NVIDIA, "CUDA compatibility".
@@ -21,7 +22,7 @@ def device_number(device_id: str, local_rank: int) -> int:
         local_rank: of this rank among those of its machine.
     Raises: ContextError where there is no such device.
     """
-    count = _count()
+    count = count_devices()
     if device_id == "auto":
         if local_rank < count:
             return local_rank
@@ -47,7 +48,7 @@ def device_number(device_id: str, local_rank: int) -> int:
 
 def check_device(device: int) -> None:
     """Raise the ContextError that says why `device` cannot be used, and what to do."""
-    count = _count()
+    count = count_devices()
     if not 0 <= device < count:
         raise ContextError(
             f"[Context] device_id is {device} but this process sees {count} GPU"
@@ -56,19 +57,33 @@ def check_device(device: int) -> None:
         )
 
 
-def _count() -> int:
-    """How many devices there are; raises ContextError where there are none."""
+def count_devices() -> int:
+    """How many devices this process sees; raises the ContextError that says why there is none."""
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         raise ContextError(f"[Context] no GPU can be used: {_advice(str(error))}") from None
     except ImportError as error:
-        raise ContextError(
-            f"[Context] CuPy cannot load a CUDA library ({error}); install it with its libraries: "
-            "pip install 'distnn[cuda13]' (or cuda12)"
-        ) from None
+        raise _missing(error) from None
     return count
+
+
+def check_libraries() -> None:
+    """Raise the error that says which of CUDA's libraries is missing that kernels need."""
+    try:
+        cupy.cuda.nvrtc.getVersion()
+        importlib.import_module("cupy.cuda.cublas")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise _missing(error) from None
+
+
+def _missing(error: Exception) -> MissingExtraError:
+    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    return MissingExtraError(
+        f"[Context] CuPy cannot load a library of CUDA ({str(error).strip()}); install it with "
+        f"its libraries: pip install 'distnn[cuda{major}]'"
+    )
 
 
 def _advice(error: str) -> str:
@@ -81,10 +96,11 @@ def _advice(error: str) -> str:
                 "there is no NVIDIA driver on this machine; install one (version "
                 f"{driver} or later for this CuPy of CUDA {major}), or use 'cpu'"
             )
+        older = [extra for extra in _DRIVERS if extra <= installed // 1000]
         return (
             f"the NVIDIA driver is for CUDA {installed // 1000}.{installed % 1000 // 10} but this "
-            f"CuPy needs CUDA {major}: update the driver to {driver} or later, or install "
-            f"'distnn[cuda{max(major - 1, 12)}]'"
+            f"CuPy needs CUDA {major}: update the driver to {driver} or later"
+            + (f", or pip install 'distnn[cuda{max(older)}]'" if older else "")
         )
     if "NoDevice" in error:
         return "the driver sees no device; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use 'cpu'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cupy
 
 from ..context import Context
+from .device import count_devices, device_number
 
 
 def context(device_id: str | int = "auto", type_config: str = "float") -> Context:
@@ -20,8 +21,8 @@ def array_classes() -> list[str]:
 
 
 def get_device_count() -> int:
-    """Number of GPUs that this process sees."""
-    return cupy.cuda.runtime.getDeviceCount()
+    """Number of GPUs that this process sees; raises ContextError where there is none."""
+    return count_devices()
 
 
 def get_devices() -> list[str]:
@@ -31,7 +32,7 @@ def get_devices() -> list[str]:
 
 def device_synchronize(device_id: str | int = "0") -> None:
     """Wait until all work of the device is done."""
-    cupy.cuda.Device(int(device_id)).synchronize()
+    cupy.cuda.Device(device_number(str(device_id), 0)).synchronize()
 
 
 def synchronize(device_id: str | int = "0") -> None:
@@ -41,5 +42,6 @@ def synchronize(device_id: str | int = "0") -> None:
 
 def clear_memory_cache() -> None:
     """Return the memory that is kept for later arrays to the device."""
+    count_devices()
     cupy.get_default_memory_pool().free_all_blocks()
     cupy.get_default_pinned_memory_pool().free_all_blocks()

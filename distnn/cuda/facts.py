@@ -64,8 +64,10 @@ def _compiler() -> str:
 def _devices() -> list[dict[str, Any]]:
     from cupy.cuda import Device, runtime
 
+    from .device import count_devices
+
     found = []
-    for number in range(runtime.getDeviceCount()):
+    for number in range(count_devices()):
         properties = runtime.getDeviceProperties(number)
         name = properties["name"]
         with Device(number):

@@ -109,6 +109,7 @@ runtime = _module(
     profilerStart=lambda: None,
     profilerStop=lambda: None,
 )
+_nvrtc = _module("cupy.cuda.nvrtc", getVersion=lambda: (13, 0))
 _memory = _module(
     "cupy.cuda.memory",
     BaseMemory=memory.BaseMemory,
@@ -150,6 +151,7 @@ cuda = _module(
     graph=_graph,
     device=_device,
     compiler=_compiler,
+    nvrtc=_nvrtc,
     function=_function,
     Device=Device,
     Stream=stream.Stream,
@@ -179,7 +181,7 @@ MODULES = {
     module.__name__: module
     for module in (
         *(cuda, runtime, _memory, _pinned, _stream),
-        *(_graph, _device, _compiler, _function),
+        *(_graph, _device, _compiler, _nvrtc, _function),
     )
 }
 MODULES["cupy.cuda.nccl"] = nccl
