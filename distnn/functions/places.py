@@ -81,15 +81,12 @@ class LastOfEqual(Function):
     def setup(self, x: Spec, *, dtype: Any) -> Spec:
         return Spec(x.shape, dtype)
 
-    def forward(self, xp: Any, x: Any, *, out: Any) -> Any:
+    def forward(self, xp: Any, x: Any) -> Any:
         flat = x.reshape(-1)
-        out.fill(1)
-        if flat.size > 1:
-            order = xp.argsort(flat, kind="stable")
-            last = xp.ones(flat.shape, bool)
-            last[order[:-1]] = flat[order[1:]] != flat[order[:-1]]
-            out[...] = last.reshape(x.shape)
-        return out
+        order = xp.argsort(flat, kind="stable")
+        last = xp.ones(flat.shape, bool)
+        last[order[:-1]] = flat[order[1:]] != flat[order[:-1]]
+        return last.reshape(x.shape)
 
 
 @dataclass(frozen=True)
