@@ -4,6 +4,7 @@ Prints one JSON line. PyTorch (eager) and distnn (static and dynamic) alternate 
 on its own copy of the same network with equal initial weights and the same batch. Peak memory is
 that of a process of its own for each, imports included. Needs PyTorch: pip install torch==2.13.0
 DISTNN_CPU_KERNELS chooses between NumPy's kernels and compiled ones (docs/cpu.md).
+With --precision bf16 distnn computes in bfloat16, and PyTorch by autocast.
 
     python scripts/bench_seed.py --repeats 5 >> benchmarks/seed.jsonl
 """
@@ -40,12 +41,20 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 class Distnn:
     """One iteration of training with distnn."""
 
-    def __init__(self, dynamic: bool, depth: int, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        dynamic: bool,
+        depth: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        precision: str = "highest",
+    ) -> None:
         import distnn as nn
         import distnn.solvers as S
         from distnn.context import World, world_scope
 
         self.world = World()
+        self.world.context = nn.Context(["cpu:float"], precision=precision)
         self.scope = world_scope
         self.images, self.labels = images, labels
         self.dynamic = dynamic
@@ -97,11 +106,13 @@ class Torch:
     """One iteration of training with PyTorch, from distnn's initial weights."""
 
     def __init__(
-        self, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray, double: bool
-    ) -> None:
+        self, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray,
+        double: bool, precision: str = "highest",
+    ) -> None:  # fmt: skip
         import torch
 
         self.torch = torch
+        self.autocast = precision == "bf16"
         dtype = torch.float64 if double else torch.float32
         self.weights = {
             k: torch.tensor(w, dtype=dtype, requires_grad=True) for k, w in weights.items()
@@ -111,7 +122,8 @@ class Torch:
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=1e-3)
 
     def loss(self) -> Any:
-        return seed_of_torch(self.weights, self.x, self.t)
+        with self.torch.autocast("cpu", self.torch.bfloat16, enabled=self.autocast):
+            return seed_of_torch(self.weights, self.x, self.t)
 
     def forward_backward(self) -> float:
         loss = self.loss()
@@ -125,10 +137,10 @@ class Torch:
         return loss
 
 
-def accuracy_of_the_first_step(depth: int) -> dict[str, float]:
+def accuracy_of_the_first_step(depth: int, precision: str = "highest") -> dict[str, float]:
     """Loss and gradients of the first iteration against float64, ours and PyTorch's."""
     images, labels = batch()
-    ours = Distnn(False, depth, images, labels)
+    ours = Distnn(False, depth, images, labels, precision)
     parameters = ours.parameters()
     weights = {k: p.d.copy() for k, p in parameters.items()}
     with ours.scope(ours.world):
@@ -136,7 +148,7 @@ def accuracy_of_the_first_step(depth: int) -> dict[str, float]:
     found = {"ours": {k: p.g.astype(np.float64) for k, p in parameters.items()}}
     losses = {"ours": loss}
     for name, double in (("torch", False), ("exact", True)):
-        peer = Torch(weights, images, labels, double)
+        peer = Torch(weights, images, labels, double, "highest" if double else precision)
         losses[name] = peer.forward_backward()
         found[name] = {
             k: w.grad.numpy().astype(np.float64).reshape(weights[k].shape)
@@ -170,15 +182,15 @@ def timed(step: Callable[[], float]) -> float:
     return time.perf_counter() - begin
 
 
-def times(depth: int, repeats: int) -> dict[str, float]:
+def times(depth: int, repeats: int, precision: str) -> dict[str, float]:
     """Median and minimum seconds per iteration, alternating."""
     images, labels = batch()
-    static = Distnn(False, depth, images, labels)
+    static = Distnn(False, depth, images, labels, precision)
     weights = {k: p.d.copy() for k, p in static.parameters().items()}
     peers = {
-        "torch": Torch(weights, images, labels, False),
+        "torch": Torch(weights, images, labels, False, precision),
         "static": static,
-        "dynamic": Distnn(True, depth, images, labels),
+        "dynamic": Distnn(True, depth, images, labels, precision),
     }
     for peer in peers.values():
         peer.step()
@@ -198,24 +210,25 @@ def times(depth: int, repeats: int) -> dict[str, float]:
     return report
 
 
-def peak_memory(kind: str, depth: int) -> None:
+def peak_memory(kind: str, depth: int, precision: str) -> None:
     """Run three iterations of one kind and print the peak memory of this process in MB."""
     images, labels = batch()
     peer: Distnn | Torch
     if kind == "torch":
-        shapes = Distnn(False, depth, images, labels).parameters()
-        peer = Torch({k: p.d for k, p in shapes.items()}, images, labels, False)
+        shapes = Distnn(False, depth, images, labels, precision).parameters()
+        peer = Torch({k: p.d for k, p in shapes.items()}, images, labels, False, precision)
     else:
-        peer = Distnn(kind == "dynamic", depth, images, labels)
+        peer = Distnn(kind == "dynamic", depth, images, labels, precision)
     for _ in range(3):
         peer.step()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def memory(depth: int) -> dict[str, float]:
+def memory(depth: int, precision: str) -> dict[str, float]:
     report = {}
     for kind in ("torch", "static", "dynamic"):
         command = [sys.executable, __file__, "--peak-memory", kind, "--depth", str(depth)]
+        command += ["--precision", precision]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         report[f"{kind}_peak_mb"] = float(out)
     return report
@@ -231,15 +244,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depth", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", choices=["highest", "high", "bf16"], default="highest")
     parser.add_argument("--peak-memory", choices=["torch", "static", "dynamic"])
     options = parser.parse_args()
     if options.peak_memory:
-        peak_memory(options.peak_memory, options.depth)
+        peak_memory(options.peak_memory, options.depth, options.precision)
         return
     report = versions() | {"depth": options.depth, "batch": BATCH, "repeats": options.repeats}
-    report |= memory(options.depth)
-    report |= times(options.depth, options.repeats)
-    report |= accuracy_of_the_first_step(options.depth)
+    report["precision"] = options.precision
+    report |= memory(options.depth, options.precision)
+    report |= times(options.depth, options.repeats, options.precision)
+    report |= accuracy_of_the_first_step(options.depth, options.precision)
     print(
         json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in report.items()})
     )

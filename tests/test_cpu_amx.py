@@ -6,85 +6,69 @@ import numpy as np
 import pytest
 
 import distnn as nn
-from distnn.threads import parallel_for
 
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
+pytest.importorskip("ml_dtypes")
 
-from distnn.cpu import amx
+import ml_dtypes
 
-needs_tiles = pytest.mark.skipif(not amx.available(), reason="needs a processor with AMX")
+from distnn.cpu import amx, amx_matmul
 
-
-def bfloat16(a):
-    """float32 numbers rounded to bfloat16, by ml_dtypes."""
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    with np.errstate(invalid="ignore"):  # NaN
-        return a.astype(ml_dtypes.bfloat16)
+pytestmark = pytest.mark.skipif(not amx.available(), reason="needs a processor with AMX")
 
 
-def up(length, grain):
-    return -(-length // grain) * grain
+def bfloat16(*shape):
+    values = np.random.default_rng(len(shape)).standard_normal(shape, np.float32)
+    return values.astype(ml_dtypes.bfloat16)
 
 
-def left(a):
-    rows, columns = up(a.shape[0], amx.PAIR), up(a.shape[1], amx.DEPTH)
-    out = np.zeros((columns // amx.DEPTH, rows, amx.DEPTH), np.uint16)
-    amx.to_left(a.view(np.uint32), out.reshape(-1), rows * amx.DEPTH)
-    return out
+def near(found, exact):
+    digits = 2.0**-8 if found.dtype == ml_dtypes.bfloat16 else 1e-6
+    scale = np.abs(exact).max()
+    np.testing.assert_allclose(found.astype(np.float64), exact, rtol=digits, atol=1e-6 * scale)
 
 
-def right(b, depth):
-    out = np.empty((up(b.shape[1], amx.PAIR) // 16, depth * 16, 16, 2), np.uint16)
-    amx.to_right(b.view(np.uint32), out.reshape(-1), depth)
-    return out
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(64, 96, 32), (1, 1, 1), (100, 70, 45)])
+def test_products_agree_with_float64_however_matrices_lie(rows, depth, columns, dtype):
+    a, b = bfloat16(rows, depth), bfloat16(depth, columns)
+    bias = np.arange(columns, dtype=np.float32)
+    exact = a.astype(np.float64) @ b.astype(np.float64) + bias
+    for x in (a, np.asfortranarray(a)):
+        for y in (b, np.asfortranarray(b)):
+            near(amx_matmul.multiply(x, y, np.empty((rows, columns), dtype), bias), exact)
 
 
-def product(a, b):
-    x = left(a)
-    depth, rows, _ = x.shape
-    y = right(b, depth)
-    c = np.full((len(y), rows, 16), np.nan, np.float32)
-    shapes, flat = amx.tile_shapes(), c.reshape(-1)
-    parallel_for(
-        lambda i, j: amx.multiply(
-            shapes, x.reshape(-1), x[0].size, y.reshape(-1), depth, flat, c[0].size, len(y), i, j
-        ),
-        rows // amx.PAIR,
-        1,
-    )
-    return c.transpose(1, 0, 2).reshape(rows, -1)[: len(a), : b.shape[1]]
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((6, 3, 40, 50), (6, 1, 50, 20)), ((5, 40, 33), (1, 33, 70)), ((0, 4, 4), (0, 4, 4))],
+)
+def test_batches_of_products(a, b):
+    a, b = bfloat16(*a), bfloat16(*b)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    out = np.empty(exact.shape, np.float32)
+    if out.size:
+        near(amx_matmul.multiply(a, b, out), exact)
+        near(amx_matmul.multiply(a, b.swapaxes(-1, -2).copy().swapaxes(-1, -2), out), exact)
+    else:
+        amx_matmul.multiply(a, b, out)
 
 
-def test_numbers_are_rounded_as_bfloat16_are():
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2**32, (64, 64), np.uint32)
-    bits[0, :8] = [0, 0x80000000, 0x3F808000, 0x3F818000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 1]
-    a = bits.view(np.float32)
-    found = left(a)[:, :64].transpose(1, 0, 2).reshape(64, 64)
-    expected = bfloat16(a).view(np.uint16)
-    number = ~np.isnan(a)
-    np.testing.assert_array_equal(found[number], expected[number])
-    assert np.isnan(found[~number].view(bfloat16(a).dtype).astype(np.float32)).all()
+def test_infinities_stay_in_their_rows():
+    a, b = bfloat16(40, 40), bfloat16(40, 40)
+    a[3, 5], a[7, 1] = np.inf, np.nan
+    out = amx_matmul.multiply(a, b, np.empty((40, 40), ml_dtypes.bfloat16)).astype(np.float32)
+    assert np.isinf(out[3]).all()
+    assert np.isnan(out[7]).all()
+    assert np.isfinite(np.delete(out, [3, 7], 0)).all()
 
 
-@needs_tiles
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(32, 32, 32), (1, 1, 1), (100, 70, 45)])
-def test_products_agree_with_those_of_rounded_numbers_in_float64(rows, depth, columns):
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((rows, depth), np.float32)
-    b = rng.standard_normal((depth, columns), np.float32)
-    exact = bfloat16(a).astype(np.float64) @ bfloat16(b).astype(np.float64)
-    np.testing.assert_allclose(product(a, b), exact, rtol=1e-5, atol=1e-5)
-
-
-@needs_tiles
 def test_the_number_of_threads_changes_no_bit():
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 256, 256), np.float32)
+    a, b = bfloat16(300, 260), bfloat16(260, 500)
     before, found = nn.get_num_threads(), []
     for threads in (1, 2, 4):
         nn.set_num_threads(threads)
-        found.append(product(a, b))
+        found.append(amx_matmul.multiply(a, b, np.empty((300, 500), np.float32)))
     nn.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

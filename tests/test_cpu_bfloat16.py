@@ -17,9 +17,11 @@ import distnn.solvers as S
 from distnn.errors import ContextError, LabelError, MissingExtraError
 
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
-ml_dtypes = pytest.importorskip("ml_dtypes")
+pytest.importorskip("ml_dtypes")
 
-from distnn.cpu import bfloat16  # noqa: E402
+import ml_dtypes
+
+from distnn.cpu import amx, bfloat16, bfloat16_affine
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,41 @@ def test_running_statistics_move_by_less_than_bfloat16_can_tell():
     np.testing.assert_allclose(mean, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("output_stat", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_batch_normalization_against_float64(mean, output_stat):
+    """A mean far larger than the deviation costs nothing but digits of x."""
+    rng = np.random.default_rng(0)
+    x = widened((rng.standard_normal((96, 70, 5, 8)) + mean).astype(np.float32))
+    beta, gamma = (widened(rng.standard_normal((1, 70, 1, 1)).astype(np.float32)) for _ in range(2))
+    dy = widened(rng.standard_normal(x.shape).astype(np.float32))
+    with nn.context_scope(context()):
+        leaves = [nn.Variable.from_numpy_array(v, need_grad=True) for v in (x, beta, gamma)]
+        statistics = [nn.Variable.from_numpy_array(np.zeros_like(beta)) for _ in range(2)]
+        y = F.batch_normalization(*leaves, *statistics, output_stat=output_stat)
+        if output_stat:
+            y, found_mean, found_variance = y
+            F.sum(y * nn.Variable.from_numpy_array(dy)).forward()
+            for found, exact in (
+                (found_mean, x.mean((0, 2, 3))),
+                (found_variance, x.var((0, 2, 3))),
+            ):
+                np.testing.assert_allclose(found.d.reshape(-1), exact, rtol=2.0**-8, atol=1e-2)
+        y.forward()
+        y.backward(nn.NdArray.from_numpy_array(dy))
+    wide = x.astype(np.float64)
+    m, axes = x.size // 70, (0, 2, 3)
+    centred = wide - wide.mean(axes, keepdims=True)
+    inverse = 1 / np.sqrt(wide.var(axes, keepdims=True) + 1e-5)
+    normal = centred * inverse
+    dbeta = dy.astype(np.float64).sum(axes, keepdims=True)
+    dgamma = (dy * normal).sum(axes, keepdims=True)
+    dx = gamma * inverse * (dy - dbeta / m - normal * dgamma / m)
+    np.testing.assert_allclose(y.d, normal * gamma + beta, rtol=2.0**-8, atol=1e-4)
+    for leaf, exact in zip(leaves, (dx, dbeta, dgamma), strict=True):
+        np.testing.assert_allclose(leaf.g, exact, rtol=2.0**-8, atol=1e-3)
+
+
 def network(x, t):
     h = F.tanh(PF.batch_normalization(PF.convolution(x, 32, (3, 3), pad=(1, 1), name="c1")))
     h = F.max_pooling(h, (2, 2))
@@ -147,6 +184,55 @@ def test_a_shallow_network_learns_as_in_float32():
     expected, _ = training(dynamic=False, precision="highest", steps=20)
     assert expected[-1] < expected[0] / 2
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "float32"])
+def test_products_with_tiles_and_without(tiles, monkeypatch):
+    if tiles and not amx.available():
+        pytest.skip("needs a processor with AMX")
+    monkeypatch.setattr(bfloat16_affine, "uses_tiles", lambda: tiles)
+    rng = np.random.default_rng(1)
+    x, w, b = (
+        widened(rng.standard_normal(s).astype(np.float32)) for s in [(50, 3, 40), (120, 70), (70,)]
+    )
+    with nn.context_scope(context()):
+        leaves = [nn.Variable.from_numpy_array(v, need_grad=True) for v in (x, w, b)]
+        y = F.affine(*leaves)
+        y.forward()
+        y.backward(1.0)
+    x, w = x.reshape(50, 120).astype(np.float64), w.astype(np.float64)
+    for found, exact in [
+        (y.d, x @ w + b),
+        (leaves[0].g.reshape(50, 120), np.ones((50, 70)) @ w.T),
+        (leaves[1].g, x.T @ np.ones((50, 70))),  # float32: not rounded
+        (leaves[2].g, np.full(70, 50.0)),
+    ]:
+        digits = 1e-6 if found is leaves[1].g else 2.0**-8
+        np.testing.assert_allclose(found, exact, rtol=digits, atol=1e-5)
+
+
+def test_a_processor_without_tiles_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(amx, "problem", lambda: "this processor has none")
+    bfloat16_affine.uses_tiles.cache_clear()
+    with caplog.at_level("WARNING", "distnn"):
+        assert not bfloat16_affine.uses_tiles()
+        bfloat16_affine.uses_tiles()
+    bfloat16_affine.uses_tiles.cache_clear()
+    assert [r.message for r in caplog.records if "has none" in r.message] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_linux_that_gives_no_permission(monkeypatch):
+    class Refusing:
+        def syscall(self, *numbers):
+            return -1
+
+    monkeypatch.setattr(amx, "has_feature", lambda name: True)
+    monkeypatch.setattr(amx.sys, "platform", "linux")
+    monkeypatch.setattr(amx.ctypes, "CDLL", lambda *a, **k: Refusing())
+    amx.problem.cache_clear()
+    assert "does not let this process use" in amx.problem()
+    amx.problem.cache_clear()
 
 
 def test_labels_are_checked():

@@ -1,15 +1,15 @@
-"""Products of bfloat16 matrices, summed in float32, by the tile registers (AMX) of newer Xeons.
+"""The tile registers (AMX) of newer Xeons: products of bfloat16 matrices, summed in float32.
 
-A tile holds 16 rows of 64 bytes. A matrix (R, K) of bfloat16, kept as the upper halves of float32
-in uint16, is stored as (K / 32, R, 32); the one on the right as (N / 16, K / 2, 16, 2), two rows
-side by side; the result (R, N) in float32 as (N / 16, R, 16), as in gemm.py. Then every tile is one
-piece of memory. Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+A tile holds 16 rows of 64 bytes: 32 bfloat16 numbers of a row of the matrix on the left, two
+neighbours of each of 16 columns of the one on the right, or 16 float32 of the result.
+Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from typing import Any
 
@@ -17,12 +17,11 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from .bfloat16 import rounded
-from .compiler import kernel
 from .simd import LANES, address, has_feature, literal_intrinsic
 
 SIDE = 16  # rows of a tile
 DEPTH = 32  # bfloat16 numbers in a row of it
+TILE = SIDE * DEPTH
 # Rows and columns of a result that are computed together: two by two tiles.
 PAIR = 2 * SIDE
 
@@ -32,13 +31,21 @@ _POINTER = _BYTE.as_pointer()
 
 
 @functools.cache
-def available() -> bool:
-    """Whether the processor has these registers, and Linux lets this process use them."""
+def problem() -> str | None:
+    """Why these registers cannot be used; None if they can."""
     if sys.platform != "linux" or not (has_feature("amx-bf16") and has_feature("amx-tile")):
-        return False
+        return "this processor has no tile registers for bfloat16 (AMX)"
     # Since Linux 5.16 a process asks once, for all its threads: the registers are 8 KB of state.
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        return f"Linux does not let this process use the tile registers (AMX): {reason}"
+    return None
+
+
+def available() -> bool:
+    """Whether the processor has these registers, and Linux lets this process use them."""
+    return problem() is None
 
 
 def tile_shapes() -> np.ndarray:
@@ -93,76 +100,86 @@ def release(typing: Any) -> Any:
     return types.void(), code
 
 
+# A square is two by two tiles of a result, in registers 0 to 3.
+
+
 @literal_intrinsic
-def _square(
-    typing: Any, a: Any, a_start: Any, a_block: Any, b: Any, b_start: Any, b_block: Any,
-    c: Any, c_start: Any, c_block: Any, depth: Any,
-) -> Any:  # fmt: skip
-    """Two by two tiles of C = A B; `depth` counts blocks of 32."""
+def clear_square(typing: Any) -> Any:
+    """C = 0"""
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, a_start, a_block, b, b_start, b_block, c, c_start, c_block, depth = args
-        row_bytes = _LONG(4 * LANES)
-
-        def at(position: int, array: Any, *offsets: Any) -> Any:
-            index = functools.reduce(builder.add, offsets)
-            pointer = address(context, builder, sig.args[position], array, index)
-            return builder.bitcast(pointer, _POINTER)
-
         for tile in range(4):
             _zero(builder, _BYTE(tile))
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@literal_intrinsic
+def add_square(
+    typing: Any, a: Any, a_start: Any, a_step: Any, a_next: Any, b: Any, b_start: Any, b_step: Any,
+    b_next: Any, depth: Any,
+) -> Any:  # fmt: skip
+    """C += A B; `depth` counts blocks of 32, which lie `a_step` and `b_step` apart.
+
+    `a_next` and `b_next` lead from the first of two tiles to the second.
+    """
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, a_start, a_step, a_next, b, b_start, b_step, b_next, depth = args
+        row_bytes = _LONG(4 * LANES)
+
+        def load(tile: int, position: int, array: Any, *offsets: Any) -> None:
+            index = functools.reduce(builder.add, offsets)
+            pointer = address(context, builder, sig.args[position], array, index)
+            _load(builder, _BYTE(tile), builder.bitcast(pointer, _POINTER), row_bytes)
+
         with cgutils.for_range(builder, depth) as loop:
-            x = builder.add(a_start, builder.mul(loop.index, a_block))
-            y = builder.add(b_start, builder.mul(loop.index, _LONG(SIDE * DEPTH)))
-            _load(builder, _BYTE(4), at(0, a, x), row_bytes)
-            _load(builder, _BYTE(5), at(0, a, x, _LONG(SIDE * DEPTH)), row_bytes)
-            _load(builder, _BYTE(6), at(3, b, y), row_bytes)
-            _load(builder, _BYTE(7), at(3, b, y, b_block), row_bytes)
-            for tile in range(4):
-                _dot(builder, _BYTE(tile), _BYTE(4 + tile // 2), _BYTE(6 + tile % 2))
-        for tile in range(4):
-            down, right = _LONG(tile // 2 * SIDE * LANES), builder.mul(_LONG(tile % 2), c_block)
-            _store(builder, _BYTE(tile), at(6, c, c_start, down, right), row_bytes)
+            x = builder.add(a_start, builder.mul(loop.index, a_step))
+            y = builder.add(b_start, builder.mul(loop.index, b_step))
+            load(4, 0, a, x)
+            load(6, 4, b, y)
+            _dot(builder, _BYTE(0), _BYTE(4), _BYTE(6))
+            load(7, 4, b, y, b_next)
+            _dot(builder, _BYTE(1), _BYTE(4), _BYTE(7))
+            load(5, 0, a, x, a_next)
+            _dot(builder, _BYTE(2), _BYTE(5), _BYTE(6))
+            _dot(builder, _BYTE(3), _BYTE(5), _BYTE(7))
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(a, index, index, b, index, index, c, index, index, index), code
+    return types.void(a, index, index, index, b, index, index, index, index), code
 
 
-@kernel
-def multiply(shapes, a, a_block, b, depth, c, c_block, columns, start, stop):
-    """C = A B for pairs of tiles of 16 rows, `start` to `stop`; `shapes` are `tile_shapes()`.
-
-    A (depth, *, 32) and C (columns, *, 16) have `a_block` and `c_block` elements from block to
-    block, B is (columns, depth * 16, 16, 2); `columns` is even. Rows are taken up to whole pairs.
-    """
-    b_block = depth * SIDE * DEPTH
-    configure(shapes)
-    for pair in range(start, stop):
-        row = pair * PAIR
-        for n in range(0, columns, 2):
-            y, z = n * b_block, n * c_block + row * LANES
-            _square(a, row * DEPTH, a_block, b, y, b_block, c, z, c_block, depth)
-    release()
+def _places(context: Any, builder: Any, kind: Any, c: Any, c_start: Any, c_next: Any) -> list:
+    """Pointers to the four tiles of a square in memory."""
+    found = []
+    for tile in range(4):
+        down, right = _LONG(tile // 2 * SIDE * LANES), builder.mul(_LONG(tile % 2), c_next)
+        index = builder.add(builder.add(c_start, down), right)
+        found.append(builder.bitcast(address(context, builder, kind, c, index), _POINTER))
+    return found
 
 
-@kernel
-def to_left(bits, out, block):
-    """The bits of a float32 matrix (R, K) as bfloat16 (K / 32, *, 32), with zeros up to K."""
-    rows, columns = bits.shape
-    for k in range(0, columns, DEPTH):
-        for r in range(rows):
-            place = k // DEPTH * block + r * DEPTH
-            for i in range(DEPTH):
-                out[place + i] = rounded(bits[r, k + i]) if k + i < columns else np.uint16(0)
+@literal_intrinsic
+def load_square(typing: Any, c: Any, c_start: Any, c_next: Any) -> Any:
+    """C from memory, where store_square has put it."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for tile, pointer in enumerate(_places(context, builder, sig.args[0], *args)):
+            _load(builder, _BYTE(tile), pointer, _LONG(4 * LANES))
+        return context.get_dummy_value()
+
+    return types.void(c, types.intp, types.intp), code
 
 
-@kernel
-def to_right(bits, out, depth):
-    """The bits of a float32 matrix (K, N) as bfloat16 (N / 16, depth * 16, 16, 2), with zeros."""
-    rows, columns = bits.shape
-    out[:] = 0
-    for k in range(rows):
-        for n in range(columns):
-            pair = (n // SIDE * depth * SIDE + k // 2) * SIDE + n % SIDE
-            out[2 * pair + k % 2] = rounded(bits[k, n])
+@literal_intrinsic
+def store_square(typing: Any, c: Any, c_start: Any, c_next: Any) -> Any:
+    """C to memory as (2, 32, 16): two blocks of columns, `c_next` apart."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for tile, pointer in enumerate(_places(context, builder, sig.args[0], *args)):
+            _store(builder, _BYTE(tile), pointer, _LONG(4 * LANES))
+        return context.get_dummy_value()
+
+    return types.void(c, types.intp, types.intp), code

@@ -94,7 +94,7 @@ def converted(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 def put(values: np.ndarray, out: np.ndarray) -> np.ndarray:
     """out = values, rounded if out is of bfloat16."""
-    if is_bfloat16(out) and values.dtype == FLOAT32 and values.shape == out.shape:
+    if {values.dtype, out.dtype} == {FLOAT32, dtype()} and values.shape == out.shape:
         return converted(values, out)
     np.copyto(out, values, "same_kind")
     return out

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..formula import Formula
 from ..function import Function, Rule, Spec
+from ..functions.channels import Channels
 from ..functions.elementwise import Elementwise
 from ..twin import Twin
-from . import twin
+from . import bfloat16_affine, bfloat16_normalization, twin
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
 from .elementwise import evaluate
@@ -27,10 +28,19 @@ from .twin import implementation
 if TYPE_CHECKING:
     from ..namespace import Axes
 
-# Functions that only move numbers: NumPy moves those of two bytes, and so do their gradients.
-_MOVING = frozenset({"concatenate", "reshape", "slice", "split", "stack", "transpose"})
+# Functions whose text, and whose gradients' text, is right for bfloat16: most move numbers only.
+_AS_THEY_ARE = frozenset(
+    {"affine", "batch_matmul", "concatenate", "reshape", "slice", "split", "stack", "transpose"}
+)
 # Where kernels for bfloat16 are, in this room, by the functions' class.
-_TWINS: dict[str, str] = {}
+_TWINS = {
+    "Affine": "bfloat16_affine.Affine",
+    "BatchNormalization": "bfloat16_normalization.BatchNormalization",
+    "Convolution": "bfloat16_convolution.Convolution",
+    "Deconvolution": "bfloat16_convolution.Deconvolution",
+    "FilterGradient": "bfloat16_convolution.FilterGradient",
+}
+_RULES_AS_THEY_ARE = _AS_THEY_ARE | {"convolution", "deconvolution", "filter_gradient"}
 
 
 class Bfloat16Namespace(NumbaNamespace):
@@ -63,9 +73,21 @@ class Bfloat16Namespace(NumbaNamespace):
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
         return _narrow(super().sum(wide(x), axis, keepdims))
 
+    def channels(self, blocks: tuple[int, int, int]) -> Channels:
+        return bfloat16_normalization.channels(blocks) or WidenedChannels(blocks)
+
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        product = super().matmul(wide(a), wide(b))
-        return _narrow(product) if out is None else put(product, out)
+        if out is None:
+            batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            out = self.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+        return bfloat16_affine.matmul(a, b, out)
+
+
+class WidenedChannels(Channels):
+    """Sums of channels in float32."""
+
+    def total(self, x: np.ndarray) -> np.ndarray:
+        return NumbaBackend.xp.channels(self.shape).total(wide(x))
 
 
 class Widened(Twin):
@@ -136,11 +158,11 @@ class Bfloat16Backend(NumbaBackend):
         return super().whole_numbers(wide(array), message)
 
     def implementation(self, function: Function, specs: Sequence[Any]) -> Any:
-        if isinstance(function, Elementwise) or function.name in _MOVING or not specs:
-            return function
         found = _twin(type(function).__name__)
         if found is not None and found.suits(function, *specs):
             return found(function)
+        if isinstance(function, Elementwise) or function.name in _AS_THEY_ARE or not specs:
+            return function
         return Widened(function, specs)
 
     def rule(self, rule: Rule) -> Rule:
@@ -155,9 +177,7 @@ class Bfloat16Backend(NumbaBackend):
     def _in_float32(self, compute: Any) -> Any:
         @functools.wraps(compute)
         def wider(function: Function, xp: Any, **values: Any) -> Any:
-            if xp is not self.xp:  # it is recorded
-                return compute(function, xp, **values)
-            if function.name in _MOVING:
+            if xp is not self.xp or function.name in _RULES_AS_THEY_ARE:  # or it is recorded
                 return compute(function, xp, **values)
             found = {name: _widened(value) for name, value in values.items()}
             return _narrow(compute(function, NumbaBackend.xp, **found))

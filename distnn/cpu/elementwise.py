@@ -174,7 +174,7 @@ class _Loop(NamedTuple):
         if size < _PARALLEL:
             self.kernel(0, blocks[0], *arrays, *settings)
         else:
-            grain = max(1, _PART * blocks[0] // size)
+            grain = max(1, _PART * blocks[0] * 4 // (size * arrays[0].itemsize))
             parallel_for(lambda i, j: self.kernel(i, j, *arrays, *settings), blocks[0], grain)
 
 

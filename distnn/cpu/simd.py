@@ -184,7 +184,7 @@ def load_transposed(
         loaded = [
             _masked_load(builder, row, mask) for row, mask in _rows(builder, pointer, *args[2:])
         ]
-        return _packed(context, builder, _transposed(builder, loaded))
+        return _packed(context, builder, transposed(builder, loaded))
 
     return _block(array, *[types.intp] * 4), code
 
@@ -197,7 +197,7 @@ def store_transposed(
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
-        values = _transposed(builder, cgutils.unpack_tuple(builder, args[5]))
+        values = transposed(builder, cgutils.unpack_tuple(builder, args[5]))
         kind = ir.FunctionType(ir.VoidType(), [_LANES, _LANES.as_pointer(), _INT, _MASK])
         name = f"llvm.masked.store.v{LANES}f32.p0"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -292,7 +292,7 @@ def _rows(
     return result
 
 
-def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
+def transposed(builder: Any, vectors: list[Any]) -> list[Any]:
     """The transposed 16 x 16 block: four times, each vector is interleaved with the one 8 on."""
     half = LANES // 2
     interleaved = [lane + LANES * second for lane in range(LANES) for second in range(2)]

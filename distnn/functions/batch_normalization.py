@@ -287,7 +287,7 @@ def input_gradient(
         of_centred -= 2 / m * dvariance.reshape(-1)
     if dmean is not None:
         constant -= dmean.reshape(-1) / m
-    a, b, c = (v.astype(x.dtype) for v in (scale, of_centred, constant))
+    a, b, c = (v.astype(wide(x.dtype)) for v in (scale, of_centred, constant))
     channels.combine(dy, x, mean, (a, b, c), dx.reshape(channels.shape))
 
 
