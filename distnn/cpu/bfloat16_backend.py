@@ -102,23 +102,24 @@ class Widened(Twin):
         return self._carrier.scratch(*map(_wide_spec, specs))
 
     def forward(self, xp: Any, *arrays: Any, out: Any = None, **options: Any) -> Any:
+        places = [] if out is None else list(out) if isinstance(out, tuple) else [out]
+        if places:
+            temporary = [_in_float32(xp, place) for place in places]
+            options["out"] = tuple(temporary) if isinstance(out, tuple) else temporary[0]
         results = self._carrier.forward(self._xp, *map(wide, arrays), **options)
         single = not isinstance(results, tuple)
         found = [results] if single else list(results)
         # Updates of running statistics follow, which stay float32.
-        places = [] if out is None else [out] if single else list(out)
         n = len(self.function.declaration.outputs)
         for i, place in enumerate(places):
-            found[i] = put(found[i], place)
+            found[i] = place if found[i] is place else put(found[i], place)
         for i in range(len(places), n if out is None else len(places)):
             found[i] = _narrow(found[i])
         return found[0] if single else tuple(found)
 
     def backward(self, xp: Any, need: Any, *, out: Any, **options: Any) -> None:
         values = {name: _widened(value) for name, value in options.items()}
-        places = [
-            xp.empty(o.shape, FLOAT32) if o is not None and is_bfloat16(o) else o for o in out
-        ]
+        places: list[Any] = [None if o is None else _in_float32(xp, o) for o in out]
         inputs = self.function.declaration.per_input(places)
         self._carrier.backward(self._xp, need, **values, out=inputs)
         for place, o in zip(places, out, strict=True):
@@ -202,6 +203,11 @@ def _wide_spec(spec: Any) -> Spec | None:
     if spec is None:
         return None
     return Spec(tuple(spec.shape), FLOAT32 if is_bfloat16(spec) else spec.dtype)
+
+
+def _in_float32(xp: Any, place: Any) -> Any:
+    """Memory for what `place` shall hold, if that is bfloat16; else `place`."""
+    return xp.empty(place.shape, FLOAT32) if is_bfloat16(place) else place
 
 
 def _widened(value: Any) -> Any:
