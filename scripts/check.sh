@@ -26,27 +26,37 @@ run() {
     [ ! -e "$log/failed" ]
 }
 
-step "tests on one process"
-run python -m pytest -q -p no:cacheprovider tests
+# beside COMMAND...: runs it while others run; `joined` shows its output.
+beside() {
+    { "$@" > "$log/beside" 2>&1 || touch "$log/failed"; } &
+}
+joined() {
+    wait
+    tee -a "$log/output" < "$log/beside"
+    [ ! -e "$log/failed" ]
+}
 
-step "function table with compiled CPU kernels, at all sizes"
+tests="python -m pytest -q -p no:cacheprovider"
 table="(definition and not double) or backward_agrees or static_dynamic"
-run python -m pytest -q -p no:cacheprovider --device numba tests/test_functions.py -k "$table"
+
+step "function table, and beside it with compiled CPU kernels at all sizes"
+beside $tests --device numba tests/test_functions.py -k "$table"
+run $tests tests/test_functions.py || true
+joined
+
+step "all other tests on one process"
+run $tests --ignore=tests/test_functions.py tests
 
 step "all CUDA sources, by NVIDIA's compiler, for sm_80 and sm_90"
-run python -m pytest -q -p no:cacheprovider --device emulated tests/test_cuda_sources.py
+run $tests --device emulated tests/test_cuda_sources.py
 
 if command -v g++ > /dev/null; then
     step "GPU backend on the emulator: its own tests, and beside them the function table"
-    emulated="python -m pytest -q -p no:cacheprovider --device emulated"
-    { $emulated tests/test_functions.py -k "$table" > "$log/table" 2>&1 || touch "$log/failed"; } &
+    beside $tests --device emulated tests/test_functions.py -k "$table"
     plans="tests/test_program.py tests/test_fusion.py tests/test_record.py tests/test_recompute.py"
     own=$(ls tests/test_cuda_*.py tests/test_gpu_emulator.py $plans | grep -v test_cuda_sources)
-    run $emulated $own || true
-    wait
-    cat "$log/table"
-    cat "$log/table" >> "$log/output"
-    [ ! -e "$log/failed" ]
+    run $tests --device emulated $own || true
+    joined
     no_emulator=
 else
     no_emulator="GPU backend: not run on the emulator, which needs g++ to compile CUDA sources for the CPU."
