@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import distnn as nn
+import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
 from distnn import fusion, program
@@ -279,6 +280,24 @@ def test_what_joins_a_function_in_a_network(type_config, flags, found_steps):
     if "clear_buffer" not in flags:
         # The second one's sum has two summands: the chain writes the gradient of the other.
         assert after == [(5, 4, 3), (1, 0)]
+
+
+def test_what_follows_a_normalization_over_ranks(found_steps):
+    comm = C.MultiProcessDataParallelCommunicator(nn.get_current_context())
+    comm.init()
+
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x, z = (nn.Variable((6, 4, 3, 5), need_grad=True) for _ in range(2))
+        x.d, z.d = np.random.RandomState(1).randn(2, *x.shape).astype(np.float32)
+        h = z * 2.0
+        y = F.tanh(PF.sync_batch_normalization(x, comm, name="a") + h)
+        return [x, z], [y], F.mean(F.sum(y, axis=(1, 2, 3)) ** 2.0)
+
+    same_as_the_walk(network, "float", {"clear_no_need_grad": True})
+    if not nn.get_current_context().backend[0].startswith("cpu"):
+        assert [joined_names(steps) for steps in found_steps] == [[(1, 2, 3)], [(3, 2, 1)]]
 
 
 def test_what_a_function_updates_is_not_read_early_by_what_joins_it():

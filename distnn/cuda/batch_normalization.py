@@ -79,7 +79,7 @@ def normalize(
     normalization_kernels.normalize(dtype, lanes, joined.chain)(
         blocks, THREADS, x, mean, spread, np.int32(eps is not None),
         np.dtype(computing(dtype)).type(eps or 0), *optional(x, beta, gamma),
-        *map(layout.turned, joined.arrays), *targets, *_parameters(dtype, joined), *sizes,
+        *map(layout.turned, joined.arrays), *targets, *parameters(dtype, joined), *sizes,
     )  # fmt: skip
     for target, out in zip(targets, joined.outs, strict=True):
         layout.put_back(target, out)
@@ -102,13 +102,14 @@ def input_gradient(
     of_x, *others = targets if dx is not None else (None, *targets)
     normalization_kernels.input_gradient(dtype, lanes, joined.chain)(
         blocks, THREADS, x, mean, numbers, np.int64(c), *optional(x, of_x),
-        *joined.arrays, *others, *_parameters(dtype, joined), *sizes,
+        *joined.arrays, *others, *parameters(dtype, joined), *sizes,
     )  # fmt: skip
     for target, out in zip(targets, outs, strict=True):
         layout.put_back(target, out)
 
 
-def _parameters(dtype: str, joined: Joined) -> list[Any]:
+def parameters(dtype: str, joined: Joined) -> list[Any]:
+    """Of a chain, as the kernels take them."""
     return normalization_kernels.settings(dtype, joined.chain)(*joined.numbers)
 
 
@@ -170,7 +171,7 @@ def backward(
     numbers = cupy.empty(3 * c, computing(dtype))
     targets = (out.beta if need.beta else None, out.gamma if need.gamma else None)
     normalization_kernels.gradient_numbers(dtype, joined.chain).channels(
-        (x, mean, *joined.arrays, *_parameters(dtype, joined)),
+        (x, mean, *joined.arrays, *parameters(dtype, joined)),
         (
             inverse, *optional(x, gamma, dmean, dvariance), np.float64(layout.count),
             np.int64(c), *optional(x, *targets), numbers,

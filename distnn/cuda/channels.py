@@ -21,7 +21,7 @@ MAP = """
 template <class Map>
 __device__ void map_columns(const Map& map, long long rows, long long columns, long long inner,
                             long long rows_of_block, int width) {
-  const int lanes = Map::lanes, batch = Map::arrays > 2 ? 1 : 4 / Map::arrays;
+  const int lanes = Map::lanes, batch = (3 + Map::arrays) / Map::arrays;  // 4 loads or more
   const int x = threadIdx.x % width, y = threadIdx.x / width, height = blockDim.x / width;
   const long long packs = columns / lanes, tiles = (packs + width - 1) / width;
   const long long splits = (rows + rows_of_block - 1) / rows_of_block;

@@ -9,9 +9,17 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..formula_chain import Joined
+from ..formula_chain import Chain, Joined
 from ..twin import Twin
-from .batch_normalization import Layout, input_gradient, normalize, optional
+from .batch_normalization import (
+    Layout,
+    alone,
+    input_gradient,
+    memory,
+    normalize,
+    optional,
+    parameters,
+)
 from .joined import IDENTITY
 from .kernels import FLOATS, THREADS, Kernel, blocks_for, computing, kernel
 from .normalization_kernels import NUMBERS, moments, sums, types
@@ -103,14 +111,14 @@ def _local_moments(dtype: str) -> Reduction:
     return moments("local_moments", dtype, _LOCAL_MOMENTS, sink)
 
 
-@functools.cache
-def _local_sums(dtype: str) -> Reduction:
-    """inputs: x, mean, dy. outputs: inverse deviation, C, the message."""
+@functools.lru_cache(maxsize=4096)
+def _local_sums(dtype: str, chain: Chain) -> Reduction:
+    """inputs: as of normalization_kernels.sums. outputs: inverse deviation, C, the message."""
     sink = End(
         "const W* inverse, long long channels, double* message",
         "Message{inverse, channels, message}",
     )
-    return sums("local_sums", dtype, IDENTITY, _LOCAL_SUMS, sink)
+    return sums("local_sums", dtype, chain, _LOCAL_SUMS, sink)
 
 
 def _source(name: str, text: str, dtype: str) -> tuple[str, str]:
@@ -136,13 +144,13 @@ def sources() -> Iterator[tuple[str, str]]:
     """Name and source of a kernel of each kind; others have other numbers of lanes."""
     for dtype in FLOATS:
         yield from _local_moments(dtype).sources()
-        yield from _local_sums(dtype).sources()
+        yield from _local_sums(dtype, IDENTITY).sources()
         yield _source("merge_moments", _MERGE, dtype)
         yield _source("gradient_numbers", _SET_NUMBERS, dtype)
 
 
 class SyncBatchNormalization(Twin):
-    """sync_batch_normalization.SyncBatchNormalization."""
+    """sync_batch_normalization.SyncBatchNormalization; it takes every chain (see fusion.py)."""
 
     def forward(
         self,
@@ -157,11 +165,33 @@ class SyncBatchNormalization(Twin):
         eps: float,
         out: Any = None,
     ) -> Any:
+        inputs = (x, beta, gamma, mean, variance)
+        y, *results = memory(self.function, *inputs) if out is None else out
+        joined, options = Joined(IDENTITY, (), (), (y,)), {"decay_rate": decay_rate, "eps": eps}
+        _, *results = self.forward_joined(
+            xp, *inputs, joined=joined, out=(None, *results), **options
+        )
+        return (y, *results)
+
+    def joins(self, chain: Chain) -> bool:
+        return True
+
+    def forward_joined(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        joined: Joined,
+        decay_rate: float,
+        eps: float,
+        out: Any,
+    ) -> Any:
         shape, dtype = mean.shape, x.dtype.char
-        if out is None:
-            specs = self.function.setup(x, beta, gamma, mean, variance)
-            out = tuple(cupy.empty(spec.shape, spec.dtype) for spec in specs)
-        y, *results = out
+        _, *results = out
         updated = [cupy.empty(shape, computing(dtype)) for _ in range(2)]
         layout = Layout(self.function, x.shape)
         x = layout.turned(x)
@@ -175,8 +205,8 @@ class SyncBatchNormalization(Twin):
             np.float64(decay_rate), mean, variance, *results, *updated,
         )  # fmt: skip
         *_, centre, inverse, _ = results
-        normalize(layout, x, centre, inverse, beta, gamma, Joined(IDENTITY, (), (), (y,)))
-        return (*out, *updated)
+        normalize(layout, x, centre, inverse, beta, gamma, joined)
+        return (None, *results, *updated)
 
     def backward(
         self,
@@ -193,27 +223,54 @@ class SyncBatchNormalization(Twin):
         *,
         out: Any,
     ) -> None:
+        self.backward_joined(
+            xp, need, None, dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation,
+            count, joined=alone(dy, x), out=out,
+        )  # fmt: skip
+
+    def joins_backward(self, chain: Chain) -> bool:
+        return True
+
+    def backward_joined(
+        self,
+        xp: Any,
+        need: Any,
+        dy: None,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        centre: Any,
+        inverse_deviation: Any,
+        count: Any,
+        *,
+        joined: Joined,
+        out: Any,
+    ) -> None:
         shape, dtype = centre.shape, x.dtype.char
         layout = Layout(self.function, x.shape)
-        dy = cupy.zeros(layout.shape, x.dtype) if dy is None else layout.turned(dy)
         x = layout.turned(x)
+        joined = joined._replace(arrays=[layout.turned(a) for a in joined.arrays])
         c = layout.blocks[1]
         mine = cupy.zeros((4, c), np.float64)
         if x.size:
-            inputs, outputs = (x, centre, dy), (inverse_deviation, np.int64(c), mine)
-            _local_sums(dtype).channels(inputs, outputs, *layout.blocks)
+            inputs = (x, centre, *joined.arrays, *parameters(dtype, joined))
+            outputs = (inverse_deviation, np.int64(c), mine)
+            _local_sums(dtype, joined.chain).channels(inputs, outputs, *layout.blocks)
         if need.beta:
             out.beta[...] = mine[0].reshape(shape)
         if need.gamma:
             out.gamma[...] = mine[1].reshape(shape)
+        of_channels = cupy.empty(3 * c, computing(dtype))
         if need.x:
             for row, outer in ((2, dbatch_mean), (3, dbatch_variance)):
                 if outer is not None:
                     mine[row] = outer.reshape(-1)
             self.function.ranks.sum(f"{self.name} backward", shape, mine)
-            of_channels = cupy.empty(3 * c, computing(dtype))
             _numbers(dtype)(
                 blocks_for(c), THREADS, mine, count, inverse_deviation,
                 *optional(x, gamma), np.int64(c), of_channels,
             )  # fmt: skip
-            input_gradient(layout, x, centre, of_channels, out.x, Joined(IDENTITY, (dy,), (), ()))
+        if need.x or joined.outs:
+            dx = out.x if need.x else None
+            input_gradient(layout, x, centre, of_channels, dx, joined)

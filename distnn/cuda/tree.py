@@ -58,8 +58,8 @@ __device__ void reduce_segments(const Source& source, const Sink& sink, long lon
                                 long long channels, long long length, long long part,
                                 long long units, int group, int team) {
   typedef typename Source::State State;
-  const int lanes = Source::lanes, loads = (lanes > 1 ? 4 : 8) / Source::arrays;
-  const int batch = loads > 1 ? loads : 1;
+  const int lanes = Source::lanes, loads = lanes > 1 ? 4 : 8;
+  const int batch = (loads + Source::arrays - 1) / Source::arrays;
   __shared__ State shared[THREADS];
   const int member = threadIdx.x % team, teams = blockDim.x / team, rows = team / group;
   const long long first = (long long)(member % group) * lanes, stride = (long long)group * lanes;
@@ -127,8 +127,8 @@ __device__ void reduce_columns(const Source& source, const Sink& sink, long long
                                long long rows, long long columns, long long inner,
                                long long rows_of_block, int width) {
   typedef typename Source::State State;
-  const int lanes = Source::lanes, loads = (lanes > 1 ? 4 : 8) / Source::arrays;
-  const int batch = loads > 1 ? loads : 1;
+  const int lanes = Source::lanes, loads = lanes > 1 ? 4 : 8;
+  const int batch = (loads + Source::arrays - 1) / Source::arrays;
   __shared__ State shared[THREADS * lanes];
   const int x = threadIdx.x % width, y = threadIdx.x / width, height = blockDim.x / width;
   const long long packs = columns / lanes, outputs = lead * packs;
