@@ -1,8 +1,9 @@
-"""Single functions on the CPU with NumPy's and with compiled kernels, beside PyTorch.
+"""Functions and networks on the CPU with NumPy's and with compiled kernels, beside PyTorch.
 
-Each row is forward and backward of one function, or a solver's update, in turns in one process; the
-median and the least of many rounds, and ratios of medians. Prints a table to stderr and one JSON
-line. Without PyTorch (pip install torch==2.13.0) its column is left out.
+Each row is forward and backward of one function, a solver's update, or an iteration of training a
+network, in turns in one process; the median and the least of many rounds, and ratios of medians.
+Prints a table to stderr and one JSON line. Without PyTorch (pip install torch==2.13.0) its column
+is left out.
 
     python scripts/bench_cpu.py >> benchmarks/cpu.jsonl
     python scripts/bench_cpu.py --only batch_normalization --rounds 30
@@ -21,8 +22,11 @@ from typing import Any
 # Its threads would wait for work on the cores that ours need.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import networks
 import numpy as np
 from jobs import installed, machine, rounded
+from networks import Network
+from trainers import Ours, Torch, compared
 
 import distnn as nn
 import distnn.functions as F
@@ -112,6 +116,30 @@ class Update:
         return self.optimizer(torch, [w]).step
 
 
+class Training:
+    """An iteration of training a network, with its solver."""
+
+    def __init__(self, network: Callable[[], Network]) -> None:
+        self.network = network
+
+    def distnn(self, kernels: str) -> Work:
+        nn.set_cpu_kernels(kernels)
+        trainer = self.trainer = Ours(self.network(), "cpu", "float32", dynamic=False)
+
+        def work() -> None:
+            nn.set_cpu_kernels(kernels)
+            trainer.step()
+
+        return work
+
+    def torch(self, torch: Any) -> Work:
+        network, values = self.network(), self.trainer.parameters()
+        trained = self.trainer.parameters(trained=True)
+        exact, peer = (Torch(network, values, trained, "cpu", p) for p in ("double", "float32"))
+        compared(self.trainer, peer, exact, "float32")  # raises unless both compute the same
+        return peer.step
+
+
 def normalized(x: Any, beta: Any, gamma: Any) -> Any:
     return F.batch_normalization(x, beta, gamma, *running(x))
 
@@ -143,7 +171,11 @@ def convolved(pad: int, stride: int, x: tuple[int, ...], w: tuple[int, ...]) -> 
 
 
 MAPS = (256, 128, 8, 8)
-ROWS: dict[str, Row | Update] = {
+ROWS: dict[str, Row | Update | Training] = {
+    "training: Transformer": Training(
+        lambda: networks.transformer(d=256, heads=8, batch=16, length=128)
+    ),
+    "training: LSTM": Training(networks.lstm),
     "convolution 3x3": convolved(1, 1, MAPS, (128, 128, 3, 3)),
     "convolution 3x3 of large maps": convolved(1, 1, (32, 64, 56, 56), (64, 64, 3, 3)),
     "convolution 3x3 of many channels": convolved(1, 1, (32, 512, 7, 7), (512, 512, 3, 3)),
@@ -211,7 +243,7 @@ def calls_of(work: Work) -> int:
     return max(1, int(0.05 / (time.perf_counter() - begin)))
 
 
-def measure(row: Row | Update, rounds: int) -> dict[str, Any]:
+def measure(row: Row | Update | Training, rounds: int) -> dict[str, Any]:
     """Milliseconds: medians and least, and ratios of medians."""
     works = {kernels: row.distnn(kernels) for kernels in ("numba", "numpy")}
     try:

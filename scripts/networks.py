@@ -1,7 +1,7 @@
 """Networks that benchmarks train with distnn and with PyTorch: each is written once for both.
 
 A network of distnn computes the loss and creates its parameters; its twin for PyTorch takes the
-tensors of these parameters by name (`tensor_of` says in what shape), so that both start equal.
+tensors of these parameters by name (`tensors_of` says which), so that both start equal.
 """
 
 from __future__ import annotations
@@ -28,16 +28,27 @@ class Network(NamedTuple):
     solver: str = "Adam"
 
 
-def tensor_of(network: Network, name: str, array: np.ndarray) -> np.ndarray:
-    """A parameter, or its gradient, as PyTorch has it: filters are (O, I, H, W).
+Arrays = Mapping[str, np.ndarray]
+
+
+def tensors_of(network: Network, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Parameters, or their gradients, as PyTorch has them.
+
+    Filters are (O, I, H, W); a recurrent layer has matrices and biases of input and state apart.
 
     >>> network = Network(lambda: None, None, None, channel_last=True)
-    >>> tensor_of(network, "a/conv/W", np.zeros((8, 3, 3, 4))).shape
+    >>> tensors_of(network, {"a/conv/W": np.zeros((8, 3, 3, 4))})["a/conv/W"].shape
     (8, 4, 3, 3)
     """
-    if network.channel_last and name.endswith("conv/W"):
-        return np.moveaxis(array, 3, 1)
-    return array
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if network.channel_last and name.endswith("conv/W"):
+            found[name] = np.moveaxis(array, 3, 1)
+        elif name.startswith("lstm/"):
+            found |= _lstm_tensors(name, array)
+        else:
+            found[name] = array
+    return found
 
 
 def _labels(rng: np.random.Generator, batch: int, classes: int) -> np.ndarray:
@@ -255,3 +266,59 @@ def _transformer_of_torch(w: Mapping[str, Any], x: Any, t: Any, layers: int, hea
         h = h + affine(hidden, f"{scope}/output")
     scores = affine(normalized(h, "norm"), "vocabulary")
     return T.cross_entropy(scores.flatten(0, 1), t.reshape(math.prod(t.shape)))
+
+
+# -- LSTM -----------------------------------------------------------------------------------------
+
+
+def lstm(
+    layers: int = 2, size: int = 256, batch: int = 32, length: int = 100, classes: int = 10
+) -> Network:
+    """Layers of long short-term memory, and a class for each step (Hochreiter & Schmidhuber)."""
+
+    def sequences() -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((length, batch, size), np.float32)
+        return x, rng.integers(0, classes, (length, batch, 1))
+
+    ours = functools.partial(_lstm, layers=layers, size=size, classes=classes)
+    return Network(sequences, ours, functools.partial(_lstm_of_torch, layers=layers))
+
+
+def _lstm(x: Any, t: Any, layers: int, size: int, classes: int) -> Any:
+    import distnn as nn
+    import distnn.functions as F
+    import distnn.parametric_functions as PF
+
+    begin = [nn.Variable((layers, 1, x.shape[1], size)) for _ in range(2)]
+    for state in begin:
+        state.data.zero()
+    y, _, _ = PF.lstm(x, *begin, num_layers=layers)
+    return F.mean(F.softmax_cross_entropy(PF.affine(y, classes, base_axis=2), t))
+
+
+def _lstm_tensors(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """What torch.lstm takes of one parameter of PF.lstm with one direction."""
+    if name == "lstm/bias":
+        return {f"lstm/bias{i}": row.reshape(-1) for i, row in enumerate(array[:, 0])}
+    first = name == "lstm/weight_l0"
+    hidden = array.shape[-2]
+    found = {}
+    for i, matrix in enumerate(array if first else array[:, 0], 0 if first else 1):
+        rows = matrix.reshape(-1, matrix.shape[-1])
+        found[f"lstm/of_x{i}"], found[f"lstm/of_h{i}"] = rows[:, :-hidden], rows[:, -hidden:]
+    return found
+
+
+def _lstm_of_torch(w: Mapping[str, Any], x: Any, t: Any, layers: int) -> Any:
+    import torch
+
+    weights = []
+    for i in range(layers):
+        bias = w[f"lstm/bias{i}"]
+        # PyTorch has a second bias, which is of no use.
+        weights += [w[f"lstm/of_x{i}"], w[f"lstm/of_h{i}"], bias, torch.zeros_like(bias)]
+    begin = x.new_zeros(layers, x.shape[1], weights[1].shape[1])
+    y = torch.lstm(x, (begin, begin), weights, True, layers, 0.0, True, False, False)[0]
+    scores = torch.nn.functional.linear(y, w["affine/W"].T, w["affine/b"])
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), t.flatten())

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from networks import Network, tensor_of
+from networks import Network, tensors_of
 
 # And how exact a number is.
 PRECISIONS = {"float32": 1e-6, "tf32": 1e-3, "half": 2e-3, "bf16": 1.6e-2}
@@ -74,10 +74,9 @@ class Ours:
         with self._scope(self.world):
             self._forward_backward()
             found = self.solver.get_parameters()
-            return float(self.loss.data.get_data("r")), {
-                k: tensor_of(self.network, k, p.grad.get_data("r").astype(np.float64) / self.scale)
-                for k, p in found.items()
-            }
+            arrays = {k: p.grad.get_data("r").astype(np.float64) for k, p in found.items()}
+            tensors = tensors_of(self.network, {k: g / self.scale for k, g in arrays.items()})
+            return float(self.loss.data.get_data("r")), tensors
 
     def step(self) -> None:
         """One training step; on a GPU it may still run when this returns."""
@@ -128,11 +127,12 @@ class Torch:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"  # of float32 alone
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self.weights = {}
-        for name, value in values.items():
-            tensor = torch.tensor(tensor_of(network, name, value), dtype=self.dtype, device=device)
+        learned_names = tensors_of(network, {k: v for k, v in values.items() if k in trained})
+        for name, value in tensors_of(network, values).items():
+            tensor = torch.tensor(value, dtype=self.dtype, device=device)
             if network.channel_last and tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
-            self.weights[name] = tensor.requires_grad_(name in trained)
+            self.weights[name] = tensor.requires_grad_(name in learned_names)
         x, t = network.batch()
         floats = x.dtype.kind == "f"
         self.x = torch.tensor(x, device=device, dtype=self.dtype if floats else torch.int64)
