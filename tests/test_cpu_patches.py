@@ -54,9 +54,9 @@ CASES = {
 }
 
 
-def problem(name):
+def problem(name_or_case):
     """Normal numbers, and results and gradients from the definition in float64."""
-    x_shape, w_shape, g = CASES[name]
+    x_shape, w_shape, g = CASES[name_or_case] if isinstance(name_or_case, str) else name_or_case
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(s, np.float32) for s in (x_shape, w_shape))
     b = rng.standard_normal(w_shape[0], np.float32)
@@ -83,7 +83,7 @@ def problem(name):
 
 def results(p, algorithm=Patches):
     """y, dx and dw, each in the middle of memory that nobody else may write."""
-    extra = () if algorithm is Patches else (np.dtype(np.float32),)
+    extra = (np.dtype(np.float32),) if algorithm is im2col.Patches else ()
     found = algorithm(xp, p.geometry, p.x.shape, p.w.shape, *extra)
     memory = [np.full(a.size + 128, 7, np.float32) for a in p.exact]
     arrays = [m[64:-64].reshape(a.shape) for m, a in zip(memory, p.exact, strict=True)]

@@ -15,6 +15,7 @@ from ..functions.convolution import Bilinear
 from ..functions.convolution import Convolution as NumpyConvolution
 from ..functions.convolution import Deconvolution as NumpyDeconvolution
 from ..functions.convolution import FilterGradient as NumpyFilterGradient
+from . import depthwise
 from .patches import Patches
 from .simd import LANES
 from .winograd import Winograd
@@ -45,6 +46,8 @@ class _Compiled(Bilinear, by_signature=False):
             return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
         if self.is_plain_3x3(w_shape) and _pays(x_shape, w_shape, self.geometry.pad):
             return Winograd(xp, x_shape, w_shape, self.geometry.pad)
+        if depthwise.suits(self.geometry, x_shape, w_shape):
+            return depthwise.Depthwise(xp, self.geometry, x_shape, w_shape)
         return Patches(xp, self.geometry, x_shape, w_shape)
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
+from . import simd
 from .compiler import kernel
 from .simd import (
     LANES,
@@ -76,13 +77,13 @@ def _every_second(typing: Any, a: Any, b: Any, order: list[int]) -> Any:
 
 
 @intrinsic
-def _even_lanes(typing: Any, a: Any, b: Any) -> Any:
+def even_lanes(typing: Any, a: Any, b: Any) -> Any:
     """Every second of 31 numbers, of which b holds the last 15."""
     return _every_second(typing, a, b, list(range(0, 2 * LANES, 2)))
 
 
 @intrinsic
-def _even_lanes_of_overlapping(typing: Any, a: Any, b: Any) -> Any:
+def even_lanes_of_overlapping(typing: Any, a: Any, b: Any) -> Any:
     """Every second of 31 numbers, of which b holds the last 16."""
     return _every_second(typing, a, b, [*range(0, LANES, 2), *range(LANES + 1, 2 * LANES, 2)])
 
@@ -149,10 +150,7 @@ def fetch(typing: Any, array: Any, index: Any, write: Any) -> Any:
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[number] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, number(write.literal_value), number(3), number(1)])
+        simd.fetch(builder, pointer, write=write.literal_value)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, write), code
@@ -177,12 +175,12 @@ def _pack_row(source, step, base, ahead, span, last, lanes, counts, places, pane
         elif step == 2:
             if count == LANES:
                 low, high = load(source, place), load(source, place + LANES - 1)
-                store(panels, lane, _even_lanes_of_overlapping(low, high))
+                store(panels, lane, even_lanes_of_overlapping(low, high))
             else:
                 few = min(2 * count - 1, LANES)
                 low = load_part(source, place, few)
                 high = load_part(source, place + LANES, 2 * count - 1 - few)
-                store(panels, lane, _even_lanes(low, high))
+                store(panels, lane, even_lanes(low, high))
         else:
             store(panels, lane, zero)
             for i in range(count):

@@ -33,6 +33,7 @@ from .correlation import (
 from .gemm import ROWS
 from .panels import Window
 from .simd import LANES
+from .twin import flat
 
 # Blocks of results and rows of filters that a part has at most.
 _BLOCKS = 32
@@ -210,14 +211,14 @@ class Patches:
         s = self.sizes
         blocks = s.groups * _up(s.addends, LANES)
         filters = self._empty(blocks * _up(s.rows, ROWS) * ROWS * LANES)
-        flat = _flat(w)
+        elements = flat(w)
         parallel_for(
-            lambda i, j: cut_filters(flat, filters, s.rows, s.addends, i, j),
+            lambda i, j: cut_filters(elements, filters, s.rows, s.addends, i, j),
             blocks,
             _up(blocks, _PARTS),
         )
-        bias = np.zeros(s.groups * s.rows, np.float32) if b is None else _flat(b)
-        self._correlate(s.forward, _flat(x), filters, bias, out)
+        bias = np.zeros(s.groups * s.rows, np.float32) if b is None else flat(b)
+        self._correlate(s.forward, flat(x), filters, bias, out)
 
     def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any) -> None:
         """dx, which takes w, and dw, which takes x: those that are not None."""
@@ -232,11 +233,11 @@ class Patches:
         s = self.sizes
         if s.unreached:
             dx.fill(0)
-        filters, flat, source = self._empty(s.filters), _flat(w), _flat(dy)
+        filters, elements, source = self._empty(s.filters), flat(w), flat(dy)
         blocks = s.groups * _up(s.rows, LANES)
         parallel_for(
             lambda i, j: cut_adjoint(
-                flat, filters, s.rows, s.channels, s.taps, s.first, s.distance, i, j
+                elements, filters, s.rows, s.channels, s.taps, s.first, s.distance, i, j
             ),
             blocks,
             _up(blocks, _PARTS),
@@ -250,14 +251,25 @@ class Patches:
     ) -> None:
         if c.window.results == 0:
             return
-        flat, rows = out.reshape(-1), c.target.rows
+        elements, rows = out.reshape(-1), c.target.rows
         cut = _cut(c.window, rows, get_num_threads())
 
         def work(i: int, j: int) -> None:
             panels = self._empty(cut.blocks * (DEPTH + 1) * LANES)
             sums = self._empty(cut.blocks * (cut.rows + ROWS) * LANES)
             correlate(
-                source, c.window, c.offsets, filters, bias, flat, c.target, cut, panels, sums, i, j
+                source,
+                c.window,
+                c.offsets,
+                filters,
+                bias,
+                elements,
+                c.target,
+                cut,
+                panels,
+                sums,
+                i,
+                j,
             )
 
         parts = (
@@ -270,7 +282,7 @@ class Patches:
         if not s.shares:
             dw.fill(0)
             return
-        source, outer = _flat(x), _flat(dy)
+        source, outer = flat(x), flat(dy)
         several = s.shares > 1
         out = self._empty(s.shares * dw.size) if several else dw.reshape(-1)
 
@@ -290,9 +302,3 @@ class Patches:
 
     def _empty(self, size: int) -> np.ndarray:
         return self.xp.empty((size,), np.float32)
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """The elements in order, in memory that may be written: one type for the compiler."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat if flat.flags.writeable else flat.copy()

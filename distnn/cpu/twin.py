@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..function import Function, Spec
 from ..kernels import compiler_loads
 from ..twin import Twin, twin_class
@@ -38,6 +40,12 @@ def implementation(function: Function, specs: Sequence[Any]) -> Any:
     twin = twin_class(function, "cpu")
     assert twin is not None
     return twin(function) if twin.suits(function, *specs) else function
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """The elements in order, in memory that may be written: one type for the compiler."""
+    elements = np.ascontiguousarray(array).reshape(-1)
+    return elements if elements.flags.writeable else elements.copy()
 
 
 def worthwhile(specs: Sequence[Any], least: int | None = None) -> bool:
