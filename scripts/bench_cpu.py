@@ -43,6 +43,7 @@ class Row:
         theirs: of (torch, tensors).
         shapes: of the inputs that have gradients.
         labels: (shape, number of classes) of an input of labels that comes last.
+        fixed: how many of the inputs, from the first on, have no gradients after all.
     """
 
     def __init__(
@@ -51,16 +52,20 @@ class Row:
         theirs: Callable[..., Any],
         *shapes: tuple[int, ...],
         labels: tuple[tuple[int, ...], int] | None = None,
+        fixed: int = 0,
     ) -> None:
-        self.ours, self.theirs = ours, theirs
+        self.ours, self.theirs, self.fixed = ours, theirs, fixed
         rng = np.random.default_rng(0)
         self.arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
         self.labels = None if labels is None else rng.integers(0, labels[1], labels[0])
 
     def distnn(self, kernels: str) -> Work:
         nn.set_cpu_kernels(kernels)
-        inputs = [nn.Variable.from_numpy_array(a, need_grad=True) for a in self.arrays]
-        leaves = list(inputs)
+        inputs = [
+            nn.Variable.from_numpy_array(a, need_grad=i >= self.fixed)
+            for i, a in enumerate(self.arrays)
+        ]
+        leaves = inputs[self.fixed :]
         if self.labels is not None:
             inputs.append(nn.Variable.from_numpy_array(self.labels))
         y = self.ours(*inputs)
@@ -76,8 +81,8 @@ class Row:
         return work
 
     def torch(self, torch: Any) -> Work:
-        inputs = [torch.tensor(a, requires_grad=True) for a in self.arrays]
-        leaves = list(inputs)
+        inputs = [torch.tensor(a, requires_grad=i >= self.fixed) for i, a in enumerate(self.arrays)]
+        leaves = inputs[self.fixed :]
         if self.labels is not None:
             inputs.append(torch.tensor(self.labels))
         dy = torch.ones_like(self.theirs(torch, *inputs))
@@ -159,14 +164,19 @@ def with_channels(*shape: int) -> list[tuple[int, ...]]:
     return [shape, (1, shape[1], 1, 1), (1, shape[1], 1, 1)]
 
 
-def convolved(pad: int, stride: int, x: tuple[int, ...], w: tuple[int, ...]) -> Row:
-    """A convolution without bias."""
-    pads, strides = (pad, pad), (stride, stride)
+def convolved(
+    x: tuple[int, ...], w: tuple[int, ...], pad: int = 0, stride: int = 1, dilation: int = 1
+) -> Row:
+    """A convolution without bias; groups follow from the shapes, and images have no gradient."""
+    group = x[1] // w[1]
     return Row(
-        lambda x, w: F.convolution(x, w, pad=pads, stride=strides),
-        lambda torch, x, w: torch.nn.functional.conv2d(x, w, None, stride, pad),
+        lambda x, w: F.convolution(
+            x, w, None, 1, *[(n, n) for n in (pad, stride, dilation)], group
+        ),
+        lambda torch, x, w: torch.conv2d(x, w, None, stride, pad, dilation, group),
         x,
         w,
+        fixed=int(x[1] == 3),
     )
 
 
@@ -176,11 +186,16 @@ ROWS: dict[str, Row | Update | Training] = {
         lambda: networks.transformer(d=256, heads=8, batch=16, length=128)
     ),
     "training: LSTM": Training(networks.lstm),
-    "convolution 3x3": convolved(1, 1, MAPS, (128, 128, 3, 3)),
-    "convolution 3x3 of large maps": convolved(1, 1, (32, 64, 56, 56), (64, 64, 3, 3)),
-    "convolution 3x3 of many channels": convolved(1, 1, (32, 512, 7, 7), (512, 512, 3, 3)),
-    "convolution 3x3, stride 2": convolved(1, 2, (32, 64, 56, 56), (128, 64, 3, 3)),
-    "convolution 1x1": convolved(0, 1, (32, 256, 14, 14), (64, 256, 1, 1)),
+    "training: ResNet-18": Training(networks.resnet18),
+    "training: ResNet-50": Training(lambda: networks.resnet50(8, channel_last=False)),
+    "convolution 3x3": convolved(MAPS, (128, 128, 3, 3), 1),
+    "convolution 3x3 of large maps": convolved((32, 64, 56, 56), (64, 64, 3, 3), 1),
+    "convolution 3x3 of many channels": convolved((32, 512, 7, 7), (512, 512, 3, 3), 1),
+    "convolution 3x3, stride 2": convolved((32, 64, 56, 56), (128, 64, 3, 3), 1, 2),
+    "convolution 3x3, dilated": convolved((32, 128, 28, 28), (128, 128, 3, 3), 2, 1, 2),
+    "convolution 3x3, depthwise": convolved((32, 128, 28, 28), (128, 1, 3, 3), 1),
+    "convolution 7x7, stride 2": convolved((8, 3, 224, 224), (64, 3, 7, 7), 3, 2),
+    "convolution 1x1": convolved((32, 256, 14, 14), (64, 256, 1, 1)),
     "batch_normalization": Row(normalized, torch_normalized, *with_channels(*MAPS)),
     "batch_normalization, tanh": Row(
         lambda *a: F.tanh(normalized(*a)),

@@ -97,14 +97,14 @@ def _batch_normalized(w: Mapping[str, Any], scope: str, x: Any) -> Any:
     return T.batch_norm(x, *vectors, training=True, momentum=0.1, eps=1e-5)
 
 
-# -- ResNet-50 ------------------------------------------------------------------------------------
+# -- ResNets --------------------------------------------------------------------------------------
 
 Blocks = tuple[int, int, int, int]
 
 
 def resnet50(
     batch: int = 128, size: int = 224, blocks: Blocks = (3, 4, 6, 3), width: int = 64,
-    channel_last: bool = True,
+    channel_last: bool = True, bottleneck: bool = True,
 ) -> Network:  # fmt: skip
     """He et al., arXiv:1512.03385, with the stride in the 3x3 convolution, as PyTorch has it."""
 
@@ -113,12 +113,25 @@ def resnet50(
         shape = (batch, size, size, 3) if channel_last else (batch, 3, size, size)
         return rng.standard_normal(shape, np.float32), _labels(rng, batch, 1000)
 
-    ours = functools.partial(_resnet50, blocks=blocks, width=width, channel_last=channel_last)
-    peers = functools.partial(_resnet50_of_torch, blocks=blocks, channel_last=channel_last)
+    ours = functools.partial(
+        _resnet, blocks=blocks, width=width, bottleneck=bottleneck, channel_last=channel_last
+    )
+    peers = functools.partial(
+        _resnet_of_torch, blocks=blocks, bottleneck=bottleneck, channel_last=channel_last
+    )
     return Network(images, ours, peers, channel_last, "Momentum")
 
 
-def _resnet50(x: Any, t: Any, blocks: Blocks, width: int, channel_last: bool) -> Any:
+def resnet18(
+    batch: int = 32, size: int = 64, blocks: Blocks = (2, 2, 2, 2), width: int = 64
+) -> Network:
+    """The same with two 3x3 convolutions in a block, channels first."""
+    return resnet50(batch, size, blocks, width, channel_last=False, bottleneck=False)
+
+
+def _resnet(
+    x: Any, t: Any, blocks: Blocks, width: int, bottleneck: bool, channel_last: bool
+) -> Any:
     import distnn.functions as F
     import distnn.parametric_functions as PF
 
@@ -145,16 +158,22 @@ def _resnet50(x: Any, t: Any, blocks: Blocks, width: int, channel_last: bool) ->
         for j in range(repeats):
             scope, stride = f"block{i}.{j}", 2 if i and j == 0 else 1
             channels = width << i
-            shortcut = h if j else layer(h, f"{scope}/shortcut", 4 * channels, 1, stride)
-            h = layer(h, f"{scope}/a", channels, 1)
-            h = layer(h, f"{scope}/b", channels, 3, stride)
-            h = layer(h, f"{scope}/c", 4 * channels, 1, z=shortcut)
+            outputs, shortcut = 4 * channels if bottleneck else channels, h
+            if j == 0 and (i or bottleneck):
+                shortcut = layer(h, f"{scope}/shortcut", outputs, 1, stride)
+            if bottleneck:
+                h = layer(h, f"{scope}/a", channels, 1)
+                h = layer(h, f"{scope}/b", channels, 3, stride)
+                h = layer(h, f"{scope}/c", outputs, 1, z=shortcut)
+            else:
+                h = layer(h, f"{scope}/a", channels, 3, stride)
+                h = layer(h, f"{scope}/b", channels, 3, z=shortcut)
     h = F.mean(h, (1, 2) if channel_last else (2, 3))
     return F.mean(F.softmax_cross_entropy(PF.affine(h, 1000), t))
 
 
-def _resnet50_of_torch(
-    w: Mapping[str, Any], x: Any, t: Any, blocks: Blocks, channel_last: bool
+def _resnet_of_torch(
+    w: Mapping[str, Any], x: Any, t: Any, blocks: Blocks, bottleneck: bool, channel_last: bool
 ) -> Any:
     import torch.nn.functional as T
 
@@ -169,10 +188,15 @@ def _resnet50_of_torch(
     for i, repeats in enumerate(blocks):
         for j in range(repeats):
             scope, stride = f"block{i}.{j}", 2 if i and j == 0 else 1
-            shortcut = h if j else layer(h, f"{scope}/shortcut", stride)
-            h = layer(h, f"{scope}/a").relu_()
-            h = layer(h, f"{scope}/b", stride).relu_()
-            h = layer(h, f"{scope}/c").add_(shortcut).relu_()
+            projected = j == 0 and (i or bottleneck)
+            shortcut = layer(h, f"{scope}/shortcut", stride) if projected else h
+            if bottleneck:
+                h = layer(h, f"{scope}/a").relu_()
+                h = layer(h, f"{scope}/b", stride).relu_()
+                h = layer(h, f"{scope}/c").add_(shortcut).relu_()
+            else:
+                h = layer(h, f"{scope}/a", stride).relu_()
+                h = layer(h, f"{scope}/b").add_(shortcut).relu_()
     h = h.mean((2, 3))
     return T.cross_entropy(T.linear(h, w["affine/W"].T, w["affine/b"]), t[:, 0])
 

@@ -46,7 +46,7 @@ class Reading(NamedTuple):
 
 @kernel
 def _spread(source, start, plane, array):
-    """Copy a map into its plane. Up to 15 zeros go behind each row; the next one is written last."""
+    """Copy a map into its plane; up to 15 zeros behind each row, before the next one is written."""
     room = -(-(plane.columns - plane.left) // plane.spread_w)
     count = max(0, min(plane.width, room))
     for y in range(plane.height):

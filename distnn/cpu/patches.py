@@ -85,6 +85,8 @@ class Sizes:
         images = x_shape[0]
         # Then BLAS has matrices in their places, and loses little by laying them out itself.
         self.pointwise = geometry.copies_nothing(w_shape[2:]) and math.prod(maps) >= _POINTWISE
+        # Panels of dy would cost more than so few rows of products with them.
+        self.slim = groups == 1 and self.channels < ROWS and self.taps > 1
         self.forward = _correlation(
             Window(images, groups, self.channels, *source, *maps, *stride, self.taps, 0),
             offsets,
@@ -200,15 +202,14 @@ class Patches:
     ) -> None:
         self.xp = xp
         self.sizes = sizes(geometry, tuple(x_shape), tuple(w_shape))
-        self.blas = None
-        if self.sizes.pointwise:
-            self.blas = NumpyPatches(xp, geometry, x_shape, w_shape, np.dtype(np.float32))
+        self.numpy = NumpyPatches(xp, geometry, x_shape, w_shape, np.dtype(np.float32))
 
     def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, out: np.ndarray) -> None:
         """out = x * w + b"""
-        if self.blas is not None:
-            return self.blas.forward(x, w, b, out)
         s = self.sizes
+        if s.pointwise:
+            self.numpy.forward(x, w, b, out)
+            return
         blocks = s.groups * _up(s.addends, LANES)
         filters = self._empty(blocks * _up(s.rows, ROWS) * ROWS * LANES)
         elements = flat(w)
@@ -228,9 +229,10 @@ class Patches:
             self._data_gradient(dy, w, dx)
 
     def _data_gradient(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        if self.blas is not None:
-            return self.blas.gradients(dy, None, w, dx, None)
         s = self.sizes
+        if s.pointwise or s.slim:
+            self.numpy.gradients(dy, None, w, dx, None)
+            return
         if s.unreached:
             dx.fill(0)
         filters, elements, source = self._empty(s.filters), flat(w), flat(dy)
