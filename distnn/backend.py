@@ -6,6 +6,7 @@ Functions never ask which backend they run on; they use the `xp` it hands them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,7 +123,23 @@ class Backend:
         """True if some element is infinite ("isinf"), NaN ("isnan") or either ("not isfinite")."""
         raise NotImplementedError
 
+    def clip(self, scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
+        """Scale each array down to `norm`, by the rule `scale`, where its own is larger."""
+        squares = self.sums_of_squares(arrays)
+        self.run(
+            scale,
+            [
+                ([array.reshape(-1)], [norm / math.sqrt(square)])
+                for array, square in zip(arrays, squares, strict=True)
+                if square > norm * norm
+            ],
+        )
+
     # -- only where it captures -----------------------------------------------------------------
+
+    def guard(self, arrays: Sequence[Any]) -> Any:
+        """A multi_tensor.Guard: within it nothing is updated where some element is not finite."""
+        raise NotImplementedError
 
     def recording(self) -> Any:
         """A new recording.Recording."""
@@ -133,7 +150,7 @@ class Backend:
         return False
 
     def words(self, count: int) -> Any:
-        """Numbers that graphs read: recording.Words."""
+        """Numbers that graphs read: words.Words."""
         raise NotImplementedError
 
     def draw_in_memory(self, words: Any, start: int) -> Any:

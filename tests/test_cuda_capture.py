@@ -784,6 +784,47 @@ def test_numbers_that_change():
 # -- memory -----------------------------------------------------------------------------------
 
 
+def test_graphs_give_way_where_no_memory_is_left():
+    import cupy
+
+    nn.set_capture(True)
+    x = nn.Variable((1 << 20,), need_grad=True)
+    x.d = 1
+    y = F.sum(F.tanh(F.exp(F.sin(x))))
+    for _ in range(STEPS):
+        y.forward(clear_no_need_grad=True)
+        y.backward(clear_buffer=True)
+    held = nn.profiler.plan_stats()["captured_bytes"]
+    assert held > 12 << 20
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = y.d.copy()
+    pool.set_limit(size=pool.used_bytes() + (4 << 20))
+    try:
+        large = cupy.empty(8 << 20, np.uint8)
+    finally:
+        pool.set_limit(size=0)
+    assert graphs() == 0
+    del large
+    y.forward(clear_no_need_grad=True)
+    np.testing.assert_array_equal(y.d, before)
+
+
+def test_what_was_not_used_for_long_goes_first(monkeypatch):
+    from distnn import capture
+
+    nn.set_capture(True)
+    x = nn.Variable((1 << 18,))
+    ys = [F.sum(F.exp(x) * F.sin(x) + k) for k in range(4)]
+    monkeypatch.setattr(capture, "_SHARE_OF_MEMORY", 0)
+    for y in ys:
+        for _ in range(STEPS):
+            y.forward()
+    assert graphs() == 1
+    lines = nn.profiler.capture_report().splitlines()
+    assert sum("1 graph" in line for line in lines) == 1
+
+
 def test_an_arena_gives_again_what_was_let_go():
     import cupy
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases_solvers import RULES as SOLVERS
 
+import distnn as nn
 import distnn.solvers as S
 from distnn.formula import Assignments
 from distnn.solvers.solver import _DECAY, _SCALE
@@ -31,13 +32,14 @@ def cupy(gpu):
 
 @pytest.fixture
 def launches(gpu, monkeypatch):
-    """(name, blocks) of the kernels that are launched from now on."""
+    """(name, blocks) of the kernels that are launched from now on, but for what sets numbers."""
     from distnn.cuda.kernels import Kernel
 
     found, launch = [], Kernel.__call__
 
     def counted(self, blocks, *args, **kwargs):
-        found.append((self.name, blocks))
+        if self.name != "set_words":
+            found.append((self.name, blocks))
         launch(self, blocks, *args, **kwargs)
 
     monkeypatch.setattr(Kernel, "__call__", counted)
@@ -242,3 +244,60 @@ def test_infinities_and_nans_are_found_anywhere(at, dtype, cupy, launches):
         largest[at] = value
         arrays = [cupy.zeros(3, dtype), cupy.asarray(largest)]
         assert [any_of(test, arrays) for test in tests] == wanted
+
+
+# -- without waiting --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [0.5, 20.0, 1e9])
+def test_clipping_on_the_device_has_the_bits_of_clipping_on_the_host(cupy, norm):
+    from distnn.backend import Backend
+    from distnn.cuda import multi_tensor
+    from distnn.cuda.backend import cuda_backend
+
+    rng = np.random.RandomState(3)
+    arrays = [rng.uniform(-2, 2, size).astype(char) for size in (*SIZES, 0) for char in "fd"]
+    device = [cupy.asarray(a) for a in arrays]
+    host = [cupy.asarray(a) for a in arrays]
+    Backend.clip(cuda_backend("float", 0), _SCALE, host, norm)
+    multi_tensor.clip(_SCALE, device, norm)
+    for a, one, other in zip(arrays, device, host, strict=True):
+        np.testing.assert_array_equal(one.get(), other.get())
+        exact = np.linalg.norm(a.astype(np.float64))
+        factor = norm / exact if exact > norm else 1
+        np.testing.assert_allclose(one.get(), a * factor, 1e-6)
+
+
+def test_a_step_waits_for_nothing(cupy):
+    import gpu_emulator
+
+    if not gpu_emulator.installed():
+        pytest.skip("looks into the emulator")
+    w = nn.parameter.get_parameter_or_create("w", (300, 3), need_grad=True)
+    solver = S.Adam(0.1)
+    solver.set_parameters(nn.get_parameters())
+    for k in range(4):
+        w.grad.fill(k + 1.0)
+        w.grad._storage.materialize()
+        gpu_emulator.record.clear()
+        solver.weight_decay(1e-4 * k)
+        solver.clip_grad_by_norm(1.0)
+        solver.set_learning_rate(0.1 / (k + 1))
+        solver.update(skip_if_nonfinite=True)
+        record = gpu_emulator.record
+        if k > 1:  # tables are there
+            # What the host reads of the update before has come long ago.
+            waits = [o for o in record.operations if o[0] == "synchronize"]
+            assert [what for _, what, _ in waits] == ["event"]
+            assert record.uploads == 0
+    assert solver.skipped_updates() == 0
+
+
+def test_words_that_the_host_sets(cupy):
+    from distnn.cuda.words import Words
+
+    for count in (1, 47, 48, 49, 200):
+        words = Words(count)
+        values = [2**64 - 1 - 3 * i for i in range(count)]
+        words.set(values)
+        assert words.array.get().tolist() == values

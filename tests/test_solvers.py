@@ -10,7 +10,7 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
-from distnn.context import current_backend
+from distnn.context import World, current_backend, world_scope
 from distnn.errors import ArgumentError, SolverError
 from distnn.parameter import create_parameter
 
@@ -332,6 +332,45 @@ def test_infinities_and_nans_of_gradients_are_found(value, inf, nan):
     assert solver.check_inf_grad() is inf
     assert solver.check_nan_grad() is nan
     assert solver.check_inf_or_nan_grad() is (inf or nan)
+
+
+@every_solver
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_an_update_with_gradients_that_are_not_finite_can_be_skipped(name, bad):
+    def trained(skipping):
+        """After four good steps; `skipping` has steps between them that must not count."""
+        rng = np.random.RandomState(1)
+        first = rng.uniform(-1, 1, (3, 4)), rng.uniform(-1, 1, 5)
+        params = {f"p{i}": create_parameter(f"p{i}", v.shape, v, True) for i, v in enumerate(first)}
+        solver = RULES[name][0]()
+        solver.set_parameters(params)
+        for k in range(7):
+            if k % 2 and not skipping:
+                continue
+            give_gradients(params, k)
+            if k % 2:
+                params["p1"].g[2] = bad
+            solver.weight_decay(0.1)
+            solver.update(skip_if_nonfinite=True)
+        states = solver.get_states()
+        return solver.skipped_updates(), {
+            key: (p.d.copy(), states[key].t, {s: v.d for s, v in states[key].pstate.items()})
+            for key, p in params.items()
+        }
+
+    context = nn.get_current_context()
+    with world_scope(World()) as world:
+        world.context = context
+        skipped, found = trained(True)
+    with world_scope(World()) as world:
+        world.context = context
+        none, wanted = trained(False)
+    assert (skipped, none) == (3, 0)
+    for key, (values, t, states) in wanted.items():
+        np.testing.assert_array_equal(found[key][0], values)
+        assert found[key][1] == t == 4
+        for s, state in states.items():
+            np.testing.assert_array_equal(found[key][2][s], state)
 
 
 def test_a_gradient_that_was_not_computed_is_not_checked():

@@ -14,7 +14,18 @@ from ..formula import Assignments
 from ..function import Function, Spec
 from ..random import Draw
 from ..transfer import device_is_used
-from . import arena, elementwise, labels, memory, multi_tensor, random, recording, transfer, twin
+from . import (
+    arena,
+    elementwise,
+    labels,
+    memory,
+    multi_tensor,
+    random,
+    recording,
+    transfer,
+    twin,
+    words,
+)
 from .device import check_device, check_libraries
 from .namespace import CudaNamespace
 
@@ -80,6 +91,12 @@ class CudaBackend(Backend):
     def any_of(self, test: str, arrays: Sequence[Any]) -> bool:
         return multi_tensor.any_of(test, arrays)
 
+    def clip(self, scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
+        multi_tensor.clip(scale, arrays, norm)
+
+    def guard(self, arrays: Sequence[Any]) -> Any:
+        return multi_tensor.Guard(arrays)
+
     def recording(self) -> Any:
         return recording.Recording()
 
@@ -87,7 +104,7 @@ class CudaBackend(Backend):
         return arena.is_block(array)
 
     def words(self, count: int) -> Any:
-        return recording.Words(count)
+        return words.Words(count)
 
     def draw_in_memory(self, words: Any, start: int) -> Any:
         return random.DrawInMemory.at(words.array[start : start + 3])

@@ -9,6 +9,7 @@ from typing import Any
 
 import cupy
 
+from ..capture import drop_all
 from ..errors import DeviceMemoryError
 from ..graph import Node
 from ..ndarray import NdArray
@@ -25,6 +26,8 @@ def install() -> None:
         try:
             return allocate(size)  # the pool frees what it caches and tries again before it raises
         except cupy.cuda.memory.OutOfMemoryError:
+            if drop_all():  # CUDA graphs hold memory that is not in use now
+                return malloc(size)
             raise DeviceMemoryError(_report(size)) from None
 
     cupy.cuda.set_allocator(malloc)

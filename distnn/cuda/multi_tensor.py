@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,9 +20,11 @@ from ..formula import Assignments
 from ..formula_lines import written
 from . import labels, transfer
 from .formula_source import assignments_code
-from .kernels import FLOATS, THREADS, TYPES, Kernel, includes, kernel
+from .kernels import FLOATS, THREADS, TYPES, Kernel, blocks_for, includes, kernel
 from .pack import header, pack_length
+from .words import Words
 
+_MOST_SET = 192  # numbers that kernels write as they are given them; more are copied up
 _CHUNK = 8192  # elements of a block; a multiple of THREADS times any pack's length
 
 Jobs = Sequence[tuple[Sequence[Any], Sequence[float]]]
@@ -47,9 +50,8 @@ def run(rule: Assignments, jobs: Jobs) -> None:
         )
         table.set_numbers([settings(*numbers) for _, numbers in members])
         update(
-            table.blocks, THREADS, labels.error_word(), table.words, table.numbers,
-            np.int64(table.jobs),
-        )  # fmt: skip
+            table.blocks, THREADS, _stop_word(), table.words, table.numbers, np.int64(table.jobs)
+        )
 
 
 def sums_of_squares(arrays: Sequence[Any]) -> list[float]:
@@ -65,6 +67,66 @@ def any_of(test: str, arrays: Sequence[Any]) -> bool:
     return any(_sums(test, arrays))
 
 
+def clip(scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
+    """Multiply each array by what takes its norm down to `norm`, where it is larger.
+
+    The host waits for nothing: norms and factors stay on the device.
+
+    Args:
+        scale: a rule of one array and one number, its factor.
+        arrays: C-contiguous.
+    """
+    groups: dict[np.dtype, list] = {}
+    for array in arrays:
+        if array.size:
+            groups.setdefault(array.dtype, []).append(array)
+    for dtype, mine in groups.items():
+        factors = _device_sums("squares", mine)
+        kernel("clip_factors", _CLIP_FACTORS)(
+            blocks_for(len(mine)), THREADS, factors, np.int64(len(mine)), np.float64(norm)
+        )
+        update, _ = _update(scale, (dtype,))
+        table = _table(scale, tuple((a.size, a.data.ptr) for a in mine))
+        update(table.blocks, THREADS, _stop_word(), table.words, factors, np.int64(table.jobs))
+
+
+class Guard:
+    """A `with` in which `run` and `clip` change nothing if some element is infinite or NaN."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        filled = [a for a in arrays if a.size]
+        counts = _device_sums("not isfinite", filled) if filled else cupy.zeros(1, np.float64)
+        self._word = cupy.empty(2, np.float64)
+        kernel("guard", _GUARD)(
+            1, 1, labels.error_word(), counts, np.int64(len(filled)), self._word
+        )
+        self._memory = cupy.cuda.alloc_pinned_memory(self._word.nbytes)
+        stream = cupy.cuda.get_current_stream()
+        self._word.data.copy_to_host_async(self._memory.ptr, self._word.nbytes, stream)
+        self._copied = stream.record()
+
+    def __enter__(self) -> Guard:
+        _here.stop_word = self._word
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _here.stop_word = None
+
+    def stopped(self) -> bool:
+        """Whether there was such an element; the host waits until that is known."""
+        self._copied.synchronize()
+        return bool(np.frombuffer(self._memory, np.float64, 2)[1])
+
+
+_here = threading.local()
+
+
+def _stop_word() -> Any:
+    """Updates do nothing where its first element is not 0."""
+    word = getattr(_here, "stop_word", None)
+    return labels.error_word() if word is None else word
+
+
 class _Table:
     """Jobs in device memory: for each its first block, and what the kernel reads of it."""
 
@@ -75,14 +137,20 @@ class _Table:
         self.blocks = int(first[-1])
         self.words = cupy.asarray(words)
         self.numbers = self.words  # until there are some
+        self._settable: Words | None = None
         self._values: list[list] | None = None
 
     def set_numbers(self, values: list[list]) -> None:
-        """Numbers of each job; uploaded where they have changed, to a place that stays."""
+        """Numbers of each job; written where they have changed, to a place that stays."""
         if values[0] and values != self._values:
-            if self._values is None:
-                self.numbers = cupy.empty((self.jobs, len(values[0])), np.float64)
-            self.numbers.set(np.array(values, np.float64))
+            numbers = np.array(values, np.float64)
+            if self._settable is None:
+                self._settable = Words(numbers.size)
+                self.numbers = self._settable.array.view(np.float64)
+            if numbers.size <= _MOST_SET:
+                self._settable.set(numbers.reshape(-1).view(np.uint64).tolist())
+            else:
+                self.numbers.set(numbers.reshape(-1))
             self._values = values
 
 
@@ -249,10 +317,17 @@ def _sums(term: str, arrays: Sequence[Any]) -> list[float]:
     """The sum of a term over each array: two launches and one read for all of them."""
     results = [0.0] * len(arrays)
     filled = [i for i, a in enumerate(arrays) if a.size]
-    if not filled:
-        return results
+    if filled:
+        found = transfer.to_host(_device_sums(term, [arrays[i] for i in filled])).tolist()
+        for i, value in zip(filled, found, strict=True):
+            results[i] = value
+    return results
+
+
+def _device_sums(term: str, arrays: Sequence[Any]) -> Any:
+    """The sums, float64, in device memory; no array is empty."""
     # Views are read through copies, which have to live until the kernels have been queued.
-    values = [cupy.ascontiguousarray(arrays[i]) for i in filled]
+    values = [cupy.ascontiguousarray(a) for a in arrays]
     jobs = tuple((a.size, a.data.ptr, _CHARS.index(a.dtype.char)) for a in values)
     table = _table("sums", jobs)
     sums = cupy.empty(table.blocks, np.float64)
@@ -260,9 +335,27 @@ def _sums(term: str, arrays: Sequence[Any]) -> list[float]:
     source = _sums_source(term)
     kernel("chunk_sums", source)(table.blocks, THREADS, table.words, sums, np.int64(table.jobs))
     kernel("job_sums", source)(table.jobs, THREADS, table.words, sums, found)
-    for i, value in zip(filled, transfer.to_host(found).tolist(), strict=True):
-        results[i] = value
-    return results
+    return found
+
+
+_CLIP_FACTORS = """
+extern "C" __global__ void clip_factors(double* squares, long long count, double norm) {
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count;
+       i += (long long)gridDim.x * blockDim.x)
+    squares[i] = squares[i] > norm * norm ? norm / sqrt(squares[i]) : 1.0;
+}
+"""
+
+# word[0]: whether updates stop, for whichever reason; word[1]: whether it is for these counts.
+_GUARD = """
+extern "C" __global__ void guard(const double* error, const double* counts, long long jobs,
+                                 double* word) {
+  bool found = false;
+  for (long long i = 0; i < jobs; ++i) found = found || counts[i] != 0;
+  word[0] = found || *error != 0;
+  word[1] = found;
+}
+"""
 
 
 @functools.cache
@@ -277,6 +370,8 @@ def _sums_source(term: str) -> str:
 
 def sources() -> Iterator[tuple[str, str]]:
     """(name, CUDA source) of the sums, and of an update for every combination of dtypes."""
+    yield "clip_factors", _CLIP_FACTORS
+    yield "guard", _GUARD
     for term in _TERMS:
         yield "chunk_sums", _sums_source(term)
     rule = Assignments("v = rate * v + g\nw = w - v", ("w", "g", "v"), ("rate",))

@@ -1,7 +1,7 @@
 """Recording: work that is recorded as CUDA graphs instead of running, and launched from then on.
 
 The only file that knows how CuPy captures. Recorded are addresses, and numbers as they are then.
-What may change from launch to launch has to lie in device memory: `Words`.
+What may change from launch to launch has to lie in device memory (words.py).
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import cupy
-import numpy as np
 
 from .arena import Arena
-from .kernels import kernel
 
 _lock = threading.RLock()  # one capture at a time, whichever thread it is of
-_WORDS = 48  # of a launch that writes them; the arguments of a kernel may be 4 KiB
 
 
 class Recording:
@@ -91,33 +88,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class Words:
-    """Words of 64 bits in device memory that recorded kernels read, set before a launch."""
-
-    def __init__(self, count: int) -> None:
-        self.array = cupy.zeros(max(count, 1), np.uint64)
-
-    def set(self, values: Sequence[int]) -> None:
-        """Queue the writing of new values; the host waits for nothing, as it would for a copy."""
-        for start in range(0, len(values), _WORDS):
-            some = values[start : start + _WORDS]
-            padded = [*some, *[0] * (_WORDS - len(some))]
-            kernel("set_words", _SET)(
-                1, _WORDS, self.array[start:], np.int64(len(some)), *map(np.uint64, padded)
-            )
-
-
-_SET = (
-    'extern "C" __global__ void set_words(unsigned long long* words, long long count, '
-    + ", ".join(f"unsigned long long w{i}" for i in range(_WORDS))
-    + ") {\n  const unsigned long long values[] = {"
-    + ", ".join(f"w{i}" for i in range(_WORDS))
-    + "};\n  if (threadIdx.x < count) words[threadIdx.x] = values[threadIdx.x];\n}\n"
-)
-
-
-def sources() -> Iterator[tuple[str, str]]:
-    """(name, CUDA source) of every kernel that can be made here."""
-    yield "set_words", _SET

@@ -7,7 +7,6 @@ equal t; what it does to a run is the subclass's.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ..ndarray import NdArray, Storage
 from ..parameter_slab import Block, Run, attached
 from ..variable import Variable
 from .active import ActiveRuns, Parameter
-from .jobs import by_backend, run, sums_of_squares
+from .jobs import by_backend, run
 
 SolverHook = Callable[[], object] | None
 
@@ -78,6 +77,8 @@ class Solver:
         self._learning_rate = self._first_rate = float(learning_rate)
         self._fused_decay = fused_decay
         self._decay = fused_decay or 0.0  # of the next update
+        self._skipped = 0  # updates
+        self._guarded: tuple[Any, ActiveRuns] | None = None  # of which that is not known yet
         self._parameters: OrderedDict[str, Parameter] = OrderedDict()
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         # By the active parameters and which of them have equal step counts.
@@ -255,13 +256,8 @@ class Solver:
                 f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
             )
         with _Hooked(pre_hook, post_hook):
-            grads = self._gradients()
-            jobs = [
-                ([grad.reshape(-1)], [clip_norm / math.sqrt(square)])
-                for grad, square in zip(grads, sums_of_squares(grads), strict=True)
-                if square > clip_norm * clip_norm
-            ]
-            run(_SCALE, jobs)
+            for backend, grads in by_backend(self._gradients(), lambda grad: grad):
+                backend.clip(_SCALE, grads, float(clip_norm))
 
     def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds an infinity."""
@@ -297,19 +293,73 @@ class Solver:
         self._learning_rate = float(learning_rate)
 
     def update(
-        self, update_pre_hook: SolverHook = None, update_post_hook: SolverHook = None
+        self,
+        update_pre_hook: SolverHook = None,
+        update_post_hook: SolverHook = None,
+        *,
+        skip_if_nonfinite: bool = False,
     ) -> None:
         """Update the parameters by their gradients.
 
         A parameter that got no gradient since `zero_grad` is skipped: its states and its step count
         stay as they are.
+
+        Args:
+            skip_if_nonfinite: skip all where any gradient holds an infinity or a NaN. On a GPU
+                the host does not wait for the answer; `skipped_updates` counts them.
+
+        >>> import distnn as nn, distnn.solvers as S
+        >>> w = nn.Variable.from_numpy_array([1.0, 2.0], need_grad=True)
+        >>> solver = S.Sgd(1.0)
+        >>> solver.set_parameters({"w": w})
+        >>> w.g = [1, float("inf")]
+        >>> solver.update(skip_if_nonfinite=True)
+        >>> w.d.tolist(), solver.skipped_updates()
+        ([1.0, 2.0], 1)
         """
         with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
+            self._settle()
             found = self._active_runs()
-            pieces = zip(found.arrays, found.first, strict=True)
-            self.step([Piece(arrays, first.t + 1) for arrays, first in pieces])
-            found.updated()
+            if skip_if_nonfinite:
+                self._update_if_finite(found)
+            else:
+                self._update(found)
             self._decay = self._fused_decay or 0.0
+
+    def _update(self, found: ActiveRuns) -> None:
+        pieces = zip(found.arrays, found.first, strict=True)
+        self.step([Piece(arrays, first.t + 1) for arrays, first in pieces])
+        found.updated()
+
+    def _update_if_finite(self, found: ActiveRuns) -> None:
+        groups = by_backend((each.grad for each in found.runs), lambda grad: grad)
+        if len(groups) == 1 and groups[0][0].captures:
+            ((backend, grads),) = groups
+            guard = backend.guard(grads)
+            with guard:
+                self._update(found)
+            self._guarded = guard, found
+        elif any(backend.any_of("not isfinite", grads) for backend, grads in groups):
+            self._skipped += 1
+        else:
+            self._update(found)
+
+    def skipped_updates(self) -> int:
+        """How many updates were skipped by `skip_if_nonfinite`; waits for the last one."""
+        self._settle()
+        return self._skipped
+
+    def _settle(self) -> None:
+        """Learn whether the last update on a GPU was skipped; then it does not count.
+
+        Before the next update the GPU is long past it, and the host waits for nothing.
+        """
+        if self._guarded is not None:
+            (guard, found), self._guarded = self._guarded, None
+            if guard.stopped():
+                self._skipped += 1
+                for parameter in found.parameters:
+                    parameter.t -= 1
 
     def _schedule(self) -> float:
         """What a schedule has made of the first learning rate: a factor."""
@@ -371,6 +421,7 @@ class Solver:
 
     def get_states(self) -> OrderedDict[str, SolverState]:
         """States by parameter name; the Variables share memory with the solver."""
+        self._settle()
         found: OrderedDict[str, SolverState] = OrderedDict()
         for key, parameter in self._parameters.items():
             pstate = {}
@@ -406,6 +457,7 @@ class Solver:
                         f"[{self.name}.set_states] state {name!r} of {key!r} has shape "
                         f"{variable.shape} but the parameter {parameter.variable.shape}"
                     )
+        self._settle()
         for key, state in states.items():
             parameter = self._parameters[key]
             for name, variable in state.pstate.items():
