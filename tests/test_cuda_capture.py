@@ -349,6 +349,33 @@ def test_what_backward_computes_again(is_dynamic, caplog):
     assert "without a CUDA graph" not in caplog.text
 
 
+@pytest.mark.parametrize("is_dynamic", [False, True])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: F.rand(-1, 2, x.shape) * x,
+        lambda x: F.randn(1, 2, x.shape) * x,
+        lambda x: F.dropout(x, 0.4) + F.dropout(x, 0.2, seed=5),
+        lambda x: F.random_flip(x, (1,)),
+    ],
+)
+def test_random_functions_draw_new_numbers_at_each_launch(draw, is_dynamic):
+    def work():
+        x, found = nn.Variable((3, 4)), []
+        y = draw(x) + 1
+        x.d = np.arange(12).reshape(3, 4)
+        for _ in range(2 * STEPS):
+            if is_dynamic:
+                with nn.auto_forward():
+                    y = draw(x) + 1
+            else:
+                y.forward()
+            found.append(y.d.copy())
+        return found
+
+    assert len({each.tobytes() for each in both(work)}) > 3
+
+
 def test_a_parameter_is_replaced():
     def work():
         _, _, loss, step = trainer()
