@@ -263,14 +263,16 @@ def output_dtype(name: str, type_config: str, precision: str) -> np.dtype:
             f"[Context] precision is {precision!r} but type_config {type_config!r}, which asks for "
             f"{dtype}; pass type_config='float' with it"
         )
-    if precision == "fp16":
-        return np.dtype(np.float16)
+    return np.dtype(np.float16) if precision == "fp16" else _bfloat16(precision)
+
+
+def _bfloat16(precision: str) -> np.dtype:
     try:
         return of_text(BFLOAT16)
     except MissingExtraError:
         raise MissingExtraError(
-            "[Context] precision 'bf16' needs the package ml_dtypes, which has NumPy's dtype of "
-            "bfloat16; pip install ml_dtypes"
+            f"[Context] precision {precision!r} needs the package ml_dtypes, which has NumPy's "
+            "dtype of bfloat16; pip install ml_dtypes"
         ) from None
 
 
@@ -279,15 +281,20 @@ def cpu_backend(type_config: str, precision: str = "highest") -> CpuBackend:
     if precision == "highest":
         return _cpu_backend(type_config, "", get_cpu_kernels())
     kernels = get_cpu_kernels()
-    if output_dtype("cpu", type_config, precision) == np.float16:
+    dtype = output_dtype("cpu", type_config, precision)
+    if dtype == np.float16:
         type_config = "half" if type_config == "float" else type_config
-    if precision == "bf16":
-        _require_compiler(kernels)
-    return _cpu_backend(type_config, precision if precision == "bf16" else "", kernels)
+    if precision == "high" and dtype == np.float32:
+        _bfloat16(precision)  # of which its products are
+    elif precision != "bf16":
+        precision = ""
+    if precision:
+        _require_compiler(precision, kernels)
+    return _cpu_backend(type_config, precision, kernels)
 
 
-def _require_compiler(kernels: str) -> None:
-    needs = "[Context] precision 'bf16' on the CPU needs compiled kernels, but "
+def _require_compiler(precision: str, kernels: str) -> None:
+    needs = f"[Context] precision {precision!r} on the CPU needs compiled kernels, but "
     if numba_problem() is not None:
         raise MissingExtraError(f"{needs}{numba_problem()}; pip install 'distnn[cpu]'")
     if kernels != "numba":
@@ -301,7 +308,11 @@ def _require_compiler(kernels: str) -> None:
 @functools.cache
 def _cpu_backend(type_config: str, precision: str, kernels: str) -> CpuBackend:
     backend = CpuBackend(type_config)
-    if precision:
+    if precision == "high":
+        from .cpu.high_precision import HighBackend
+
+        backend = HighBackend(type_config)
+    elif precision:
         from .cpu.bfloat16_backend import Bfloat16Backend
 
         backend = Bfloat16Backend(type_config)

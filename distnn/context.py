@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .ndarray import Storage
 
-PRECISIONS = ("highest", "tf32", "bf16", "fp16")
+PRECISIONS = ("highest", "high", "tf32", "bf16", "fp16")
 DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank
 
 
@@ -102,11 +102,12 @@ class Context:
         device_id: number of the device, as text or int; "auto" is that of this rank: its number
             among the ranks of this machine. Where a rank sees one GPU only, as launchers and Slurm
             arrange it, it is that one.
-        precision: "highest" is float32; "tf32" rounds the inputs of products of matrices and
-            convolutions to 10 bits of mantissa, on a GPU's tensor cores. "bf16" and "fp16" make
-            the results of all functions bfloat16 or float16; parameters, their gradients and sums
-            inside of functions stay float32. "bf16" also goes with type_config "half", on the CPU
-            it needs distnn[cpu]: docs/cpu.md.
+        precision: "highest" is float32. "high" makes products of matrices and convolutions of
+            three products of bfloat16 each, nearly as exact, on CPUs with tile registers. "tf32"
+            rounds their inputs to 10 bits of mantissa, on a GPU's tensor cores. "bf16" and "fp16"
+            make the results of all functions bfloat16 or float16; parameters, their gradients and
+            sums inside of functions stay float32. "bf16" also goes with type_config "half". On
+            the CPU "high" and "bf16" need distnn[cpu]: docs/cpu.md.
 
     >>> import distnn as nn
     >>> nn.Context(["cpu:float"]).backend
@@ -183,6 +184,11 @@ def _resolve(
         if name in ("cuda", "cudnn"):
             from .ext_utils import require_cupy
 
+            if precision == "high":
+                raise ContextError(
+                    "[Context] precision 'high' is of products on the CPU; on a GPU use 'highest' "
+                    "or 'tf32'"
+                )
             require_cupy(name)
             from .cuda.backend import cuda_backend
             from .cuda.device import device_number

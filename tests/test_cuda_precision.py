@@ -57,3 +57,8 @@ def test_fp16_is_half():
 def test_precision_and_type_config_that_contradict_each_other():
     with pytest.raises(ContextError, match="precision is 'bf16' but type_config 'double'"):
         nn.set_default_context(context("bf16", "double"))
+
+
+def test_high_is_of_the_cpu():
+    with pytest.raises(ContextError, match="'high' is of products on the CPU; on a GPU use"):
+        nn.set_default_context(context("high"))

@@ -32,8 +32,8 @@ from .amx import (
     store_square,
 )
 from .amx_matmul import aligned
-from .bfloat16 import FLOAT32, bits, is_bfloat16, put, store, wide
-from .bfloat16_simd import move, spread, store_rounded
+from .bfloat16 import FLOAT32, bits, store, wide
+from .bfloat16_simd import move, spread, spread_floats, store_rounded
 from .compiler import kernel
 from .simd import LANES
 from .simd import load as load_lanes
@@ -167,9 +167,7 @@ class Tiles:
         dy_flat = _flat(dy)
         if dx is not None:
             weights = self._weights(w, self.x, self.taps, self.y, self.taps * self.x.channels)
-            # The gradient of a leaf is float32.
-            rounded = dx if is_bfloat16(dx) else np.empty(dx.shape, dy.dtype)
-            start, target = _padded(bias, self.x), _flat(rounded)
+            start, target = _padded(bias, self.x), _flat(dx)
         share, shares = self._shares() if dw is not None else (1, 1)
         if dw is not None:
             x_flat = _flat(x)
@@ -191,8 +189,6 @@ class Tiles:
                     )
 
         self._by_group(work, share)
-        if dx is not None and rounded is not dx:
-            put(rounded, dx)
         if dw is not None:
             flat = bits(dw).reshape(-1)
             parallel_for(
@@ -362,7 +358,10 @@ def gather(
     shapes, x, x_step, x_blocks, weights, taps, starts, tap_of, source_of, bias,
     y, first, images, channels, pixels, start, stop,
 ):  # fmt: skip
-    """y = bias + sums over each pixel's list; parts are blocks of channels by runs of pixels."""
+    """y = bias + sums over each pixel's list; parts are blocks of channels by runs of pixels.
+
+    y is float32, or rounded to bfloat16.
+    """
     runs = -(-pixels // LANES)
     memory = np.empty(LANES * _SQUARE + LANES, np.float32)
     sums = memory[-(memory.ctypes.data // 4) % LANES :]  # from a line of the cache on
@@ -388,18 +387,32 @@ def gather(
         for p in range(count):
             for n in range(PAIR):
                 place = p * _SQUARE + n * LANES
-                to = (p * PAIR + n) * PAIR
-                store_rounded(z, to, load_lanes(sums, place) + low)
-                store_rounded(z, to + LANES, load_lanes(sums, place + PAIR * LANES) + high)
+                left = load_lanes(sums, place) + low
+                right = load_lanes(sums, place + PAIR * LANES) + high
+                if y.itemsize == 2:
+                    store_rounded(z, (p * PAIR + n) * PAIR, left)
+                    store_rounded(z, (p * PAIR + n) * PAIR + LANES, right)
+                else:
+                    store_lanes(sums, place, left)
+                    store_lanes(sums, place + PAIR * LANES, right)
         wide = min(PAIR, channels - block * PAIR)
         for n in range(min(PAIR, images - first)):
             target = ((first + n) * channels + block * PAIR) * pixels + run
             if wide == PAIR and count == LANES:
-                spread(z, n * PAIR, _BLOCK, y, target, pixels)
-            else:
-                for c in range(wide):
-                    for p in range(count):
+                if y.itemsize == 2:
+                    spread(z, n * PAIR, _BLOCK, y, target, pixels)
+                else:
+                    right = target + LANES * pixels
+                    spread_floats(sums, n * LANES, _SQUARE, y, target, pixels)
+                    spread_floats(sums, (PAIR + n) * LANES, _SQUARE, y, right, pixels)
+                continue
+            for c in range(wide):
+                for p in range(count):
+                    if y.itemsize == 2:
                         y[target + c * pixels + p] = z[(p * PAIR + n) * PAIR + c]
+                    else:
+                        place = p * _SQUARE + (c // LANES * PAIR + n) * LANES + c % LANES
+                        y[target + c * pixels + p] = sums[place]
 
 
 @kernel

@@ -24,7 +24,7 @@ class _Tiled(Bilinear, by_signature=False):
 
     def algorithm(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
-    ) -> amx_convolution.Tiles:
+    ) -> Any:
         return amx_convolution.Tiles(self.geometry, tuple(x_shape), tuple(w_shape))
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:

@@ -129,6 +129,29 @@ def spread(typing: Any, x: Any, start: Any, stride: Any, y: Any, place: Any, ste
     return types.void(x, index, index, y, index, index), code
 
 
+@intrinsic
+def spread_floats(
+    typing: Any, x: Any, start: Any, stride: Any, y: Any, place: Any, step: Any
+) -> Any:
+    """y[place + k * step + i] = x[start + i * stride + k] of float32, 16 i and 16 k."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, start, stride, y, place, step = args
+        number = stride.type
+        source = address(context, builder, sig.args[0], x, start)
+        rows = [
+            _read(builder, builder.gep(source, [builder.mul(number(i), stride)]), _FLOATS)
+            for i in range(LANES)
+        ]
+        target = address(context, builder, sig.args[3], y, place)
+        for k, row in enumerate(transposed(builder, rows)):
+            _write(builder, row, builder.gep(target, [builder.mul(number(k), step)]))
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(x, index, index, y, index, index), code
+
+
 def _turned(builder: Any, words: list[Any]) -> list[Any]:
     """The transposed 16 x 16 block of words."""
     floats = transposed(builder, [builder.bitcast(word, _FLOATS) for word in words])
