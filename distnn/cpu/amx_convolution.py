@@ -46,6 +46,7 @@ _FEW = 4
 # Sums of filters' gradients that are added up at the end; a fixed number, for the sake of the bits.
 _SUMS = 4
 _SUMS_BYTES = 2**26
+_SUM_PART = 2**16
 _GROUP_BYTES = 2**27
 
 
@@ -190,10 +191,11 @@ class Tiles:
 
         self._by_group(work, share)
         if dw is not None:
-            flat = bits(dw).reshape(-1)
+            flat, total = bits(dw).reshape(-1), sums[0]
+            parallel_for(lambda i, j: add_sums(sums, i, j), total.size, _SUM_PART)
             parallel_for(
                 lambda i, j: put_filters(
-                    sums, self.x.channels, self.y.blocks, self.taps, flat, i, j
+                    total, self.x.channels, self.y.blocks, self.taps, flat, i, j
                 ),
                 self.y.channels,
                 SIDE,
@@ -440,18 +442,25 @@ def accumulate(
 
 
 @kernel
+def add_sums(sums, start, stop):
+    """The first of the sums gets the others, added in order."""
+    for share in range(1, sums.shape[0]):
+        for i in range(start, stop):
+            sums[0, i] += sums[share, i]
+
+
+@kernel
 def put_filters(sums, channels, y_blocks, taps, out, start, stop):
-    """dw of filters `start` to `stop`: the sums of all shares, as (F, C, taps)."""
+    """dw of filters `start` to `stop` as (F, C, taps), from squares of 32 channels by 32."""
     for f in range(start, stop):
+        inside = f % PAIR // LANES * PAIR * LANES + f % LANES
         for c in range(channels):
-            square = (c // PAIR * y_blocks + f // PAIR) * taps
-            inside = f % PAIR // LANES * PAIR * LANES + c % PAIR * LANES + f % LANES
+            square = (c // PAIR * y_blocks + f // PAIR) * taps * _SQUARE
+            place = square + inside + c % PAIR * LANES
+            to = (f * channels + c) * taps
             for tap in range(taps):
-                place = (square + tap) * PAIR * PAIR + inside
-                total = sums[0, place]
-                for share in range(1, sums.shape[0]):
-                    total += sums[share, place]
+                value = sums[place + tap * _SQUARE]
                 if out.itemsize == 2:
-                    out[(f * channels + c) * taps + tap] = store(total)
+                    out[to + tap] = store(value)
                 else:
-                    out[(f * channels + c) * taps + tap] = total
+                    out[to + tap] = value

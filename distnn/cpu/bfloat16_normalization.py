@@ -11,8 +11,11 @@ from ..function import Spec
 from ..functions.batch_normalization import gradient_sums, input_gradient
 from . import twin
 from .bfloat16 import FLOAT32, bits, load, put, store, wide
+from .bfloat16_simd import load_wide
 from .channels import CompiledChannels
 from .compiler import kernel
+from .simd import LANES, broadcast
+from .simd import store as store_lanes
 from .twin import CpuTwin
 
 # Elements of a part: two arrays of them are in the second cache of a core.
@@ -20,9 +23,6 @@ _PART = 262_144
 # Shorter runs of a channel become no vector code.
 _LEAST = 16
 
-# Sums may be made in any order, which is the compiler's and the same in every run. Those of a part
-# are float32, which is exact enough for numbers of 8 bits; parts are added in float64.
-_sums = partial(kernel, fastmath={"reassoc", "contract"})
 _maps = partial(kernel, fastmath={"contract"})
 
 
@@ -158,50 +158,84 @@ class BatchNormalization(CpuTwin):
             put(dgamma.astype(FLOAT32).reshape(centre.shape), out.gamma)
 
 
-# Kernels on parts x (a, C, B), and numbers of channels.
+# Kernels on parts x (a, C, B), and numbers of channels. Sums of a part are float32, which is exact
+# enough for numbers of 8 bits; parts are added in float64.
 
 
-@_sums
+@kernel
+def _sum(lanes):
+    total = np.float32(0)
+    for i in range(LANES):
+        total += lanes[i]
+    return total
+
+
+@kernel
 def _total(x, total, _):
-    for c in range(x.shape[1]):
-        s = np.float32(0)
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                s += load(x[a, c, b])
-        total[c] = s
+    images, channels, pixels = x.shape
+    whole = pixels // LANES * LANES
+    lanes = np.empty(LANES, np.float32)
+    for c in range(channels):
+        s = broadcast(np.float32(0))
+        rest = np.float32(0)
+        for a in range(images):
+            first = (a * channels + c) * pixels
+            for b in range(0, whole, LANES):
+                s = s + load_wide(x, first + b)
+            for b in range(whole, pixels):
+                rest += load(x[a, c, b])
+        store_lanes(lanes, 0, s)
+        total[c] = _sum(lanes) + rest
 
 
-@_sums
+@kernel
 def _totals(x, total, squares):
     """Sums, and sums of squares about their means."""
-    for c in range(x.shape[1]):
-        s = np.float32(0)
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                s += load(x[a, c, b])
-        mean = np.float32(s / np.float32(x.shape[0] * x.shape[2]))
-        q = np.float32(0)
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                centred = load(x[a, c, b]) - mean
-                q += centred * centred
-        total[c] = s
-        squares[c] = q
+    images, channels, pixels = x.shape
+    whole = pixels // LANES * LANES
+    lanes = np.empty(LANES, np.float32)
+    _total(x, total, squares)
+    for c in range(channels):
+        mean = np.float32(total[c] / (images * pixels))
+        centre = broadcast(mean)
+        q = broadcast(np.float32(0))
+        rest = np.float32(0)
+        for a in range(images):
+            first = (a * channels + c) * pixels
+            for b in range(0, whole, LANES):
+                centred = load_wide(x, first + b) - centre
+                q = centred * centred + q
+            for b in range(whole, pixels):
+                rest += (load(x[a, c, b]) - mean) ** 2
+        store_lanes(lanes, 0, q)
+        squares[c] = _sum(lanes) + rest
 
 
-@_sums
+@kernel
 def _products(dy, x, mean, total, product):
-    for c in range(x.shape[1]):
-        centre = mean[c]
-        s = np.float32(0)
-        p = np.float32(0)
-        for a in range(x.shape[0]):
-            for b in range(x.shape[2]):
-                d = load(dy[a, c, b])
-                s += d
-                p += d * (load(x[a, c, b]) - centre)
-        total[c] = s
-        product[c] = p
+    images, channels, pixels = x.shape
+    whole = pixels // LANES * LANES
+    lanes = np.empty(LANES, np.float32)
+    for c in range(channels):
+        centre = broadcast(mean[c])
+        s = broadcast(np.float32(0))
+        p = broadcast(np.float32(0))
+        rest = np.float32(0)
+        more = np.float32(0)
+        for a in range(images):
+            first = (a * channels + c) * pixels
+            for b in range(0, whole, LANES):
+                d = load_wide(dy, first + b)
+                s = s + d
+                p = d * (load_wide(x, first + b) - centre) + p
+            for b in range(whole, pixels):
+                d_rest = load(dy[a, c, b])
+                rest += d_rest
+                more += d_rest * (load(x[a, c, b]) - mean[c])
+        store_lanes(lanes, 0, s)
+        total[c] = _sum(lanes) + rest
+        store_lanes(lanes, 0, p)
+        product[c] = _sum(lanes) + more
 
 
 @_maps
