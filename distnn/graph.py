@@ -98,7 +98,9 @@ class Value:
                 raise ClearedError(f"[data] there are no data to read: {_FREED}")
             return data
         if self.parent is None:
-            self._data = NdArray._of(Storage(self.shape, current_backend().dtype, 0.0), self.shape)
+            self._data = NdArray._of(
+                Storage(self.shape, current_backend().parameter_dtype, 0.0), self.shape
+            )
         else:
             dtype = self.parent.setup.results[self.index].dtype
             self._data = NdArray._of(Storage(self.shape, dtype, None), self.shape)

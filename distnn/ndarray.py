@@ -208,7 +208,7 @@ class NdArray:
         dimensions = check_shape("NdArray", shape)
         self._shape = dimensions
         self._offset = 0
-        self._storage = Storage(dimensions, current_backend().dtype, 0.0)
+        self._storage = Storage(dimensions, current_backend().parameter_dtype, 0.0)
 
     @classmethod
     def _of(cls, storage: Storage, shape: tuple[int, ...], offset: int = 0) -> NdArray:

@@ -275,3 +275,14 @@ def test_half_alone_is_float16():
         y = nn.Variable.from_numpy_array(np.ones(2, np.float32)) * 2
         y.forward()
     assert y.d.dtype == np.float16
+
+
+def test_what_users_write_is_not_rounded_before_a_function_reads_it():
+    """Labels above 256 are not numbers of bfloat16."""
+    with nn.context_scope(context()):
+        t = nn.Variable((2, 1))
+        t.d[...] = [[999], [777]]
+        y = F.one_hot(t, (1000,))
+        y.forward()
+        assert t.data.dtype == nn.NdArray((2,)).dtype == np.float32
+    np.testing.assert_array_equal(np.argmax(y.d, 1), [999, 777])

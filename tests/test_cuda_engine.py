@@ -241,7 +241,9 @@ def test_a_device_that_is_not_there():
 
 
 def test_a_precision_that_is_not_known():
-    with pytest.raises(ContextError, match="precision is 'best'; use one of 'highest', 'tf32'"):
+    with pytest.raises(
+        ContextError, match="precision is 'best'; use one of 'highest', 'high', 'tf32'"
+    ):
         nn.set_default_context(nn.Context(["cudnn:float"], precision="best"))
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..functions.im2col import Geometry
+from ..memory import pool
 from ..threads import parallel_for
 from . import amx
 from .amx import (
@@ -172,7 +173,8 @@ class Tiles:
         share, shares = self._shares() if dw is not None else (1, 1)
         if dw is not None:
             x_flat = _flat(x)
-            sums = np.empty((shares, self.x.blocks * self.y.blocks * self.taps * _BLOCK), FLOAT32)
+            size = self.x.blocks * self.y.blocks * self.taps * _SQUARE
+            sums = pool.empty((shares, size), FLOAT32)
 
         def work(first: int, last: int) -> None:
             tiles = aligned(self.y.size)
@@ -208,7 +210,7 @@ class Tiles:
         """How many groups have a sum of their own, and how many such sums there are."""
         if self.groups < _FEW:
             return self.groups, 1
-        nbytes = 4 * self.x.blocks * self.y.blocks * self.taps * _BLOCK
+        nbytes = 4 * self.x.blocks * self.y.blocks * self.taps * _SQUARE
         share = _up(self.groups, max(1, min(_SUMS, _SUMS_BYTES // nbytes)))
         return share, _up(self.groups, share)
 

@@ -28,6 +28,7 @@ from .twin import implementation
 if TYPE_CHECKING:
     from ..namespace import Axes
 
+_SUM = Formula("a + b", ("a", "b"), ())
 # Functions whose text, and whose gradients' text, is right for bfloat16: most move numbers only.
 _AS_THEY_ARE = frozenset(
     {"affine", "batch_matmul", "concatenate", "reshape", "slice", "split", "stack", "transpose"}
@@ -148,7 +149,9 @@ class Bfloat16Backend(NumbaBackend):
         return dtype in (self.dtype, FLOAT32)
 
     def add(self, a: Any, b: Any, out: np.ndarray) -> None:
-        put(np.add(wide(a), wide(b)), out)
+        alike = {a.dtype, b.dtype, out.dtype} == {self.dtype} and out.size >= twin.SMALLEST
+        if not (alike and evaluate(_SUM, (a, b), (), out)):
+            put(np.add(wide(a), wide(b)), out)
 
     def convert(self, array: Any, dtype: np.dtype) -> np.ndarray:
         if isinstance(array, np.ndarray) and {array.dtype, dtype} == {self.dtype, FLOAT32}:
