@@ -89,3 +89,24 @@ def test_the_first_step_is_as_near_to_float64_as_pytorchs(digits, kernels, monke
     sys.modules.pop("bench_seed")
     assert errors["loss_error"] < 1e-6
     assert errors["gradient_error_worst_ratio"] < 3
+
+
+def test_the_first_step_in_bfloat16_is_as_near_to_float64_as_pytorchs(digits, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is the peer: pip install torch==2.13.0")
+    pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
+    pytest.importorskip("ml_dtypes", reason="bfloat16 needs distnn[cpu]")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bench_seed
+
+    monkeypatch.setattr(bench_seed, "BATCH", BATCH)
+    before = nn.get_cpu_kernels()
+    nn.set_cpu_kernels("numba")
+    try:
+        errors = bench_seed.accuracy_of_the_first_step(DEPTH, "bf16")
+    finally:
+        nn.set_cpu_kernels(before)
+        sys.modules.pop("bench_seed")
+    # A loss of 2.3 has a distance of 2**-6 to the next number of bfloat16.
+    assert errors["loss_error"] < 2.0**-6
+    assert errors["gradient_error_median"] < 1.5 * errors["gradient_error_median_torch"]
+    assert errors["gradient_error_worst_ratio"] < 3
