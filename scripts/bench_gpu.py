@@ -211,7 +211,7 @@ def training(name: str, device: Device, size: Size) -> dict[str, Any]:
     if device.torch == "cpu" and precision == "tf32":
         precision = "float32"  # PyTorch has no TF32 there to compare with
     if device.extension == "cpu" and precision == "bf16":
-        precision = "float32"  # distnn has bfloat16 on GPUs only
+        precision = "float32"  # distnn has bfloat16 there with compiled kernels only
     network = size.networks[kind]()
     static, dynamic = (Ours(network, device.extension, precision, d) for d in (False, True))
     values, trained = static.parameters(), static.parameters(trained=True)

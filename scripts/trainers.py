@@ -1,7 +1,7 @@
 """Training steps of one network, with distnn and with PyTorch, from equal parameters.
 
 Precisions: "float32", "tf32" (products on tensor cores; a GPU's), "half" (activations in float16,
-parameters in float32, dynamic loss scaling), "bf16" (activations in bfloat16; a GPU's), and
+parameters in float32, dynamic loss scaling), "bf16" (activations in bfloat16), and
 "double" for PyTorch as the reference.
 """
 

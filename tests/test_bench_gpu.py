@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import distnn as nn
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import bench_gpu
@@ -149,11 +151,22 @@ def test_networks_and_their_updates_are_pytorchs(torch, kind, precision):
         assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs), name
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.fixture
+def compiled(extension):
+    """bfloat16 on the CPU needs compiled kernels."""
+    before = nn.get_cpu_kernels()
+    if extension == "cpu":
+        pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
+        pytest.importorskip("ml_dtypes", reason="bfloat16 needs distnn[cpu]")
+        nn.set_cpu_kernels("numba")
+    yield
+    nn.set_cpu_kernels(before)
+
+
 @pytest.mark.parametrize("kind", ["seed", "resnet50", "transformer"])
-def test_networks_in_bfloat16_are_about_as_exact_as_pytorchs(torch, kind):
+def test_networks_in_bfloat16_are_about_as_exact_as_pytorchs(torch, kind, extension, compiled):
     network = bench_gpu.TINY.networks[kind]()
-    static, dynamic, peer, exact = contestants(network, "bf16", "cudnn")
+    static, dynamic, peer, exact = contestants(network, "bf16", extension)
     trainers.compared(static, peer, exact, "bf16")
     (loss, gradients), (same, others) = static.gradients(), dynamic.gradients()
     assert loss == same
