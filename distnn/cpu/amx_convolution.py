@@ -67,7 +67,7 @@ class Lists(NamedTuple):
     filters: List
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def lists(geometry: Geometry, lengths: tuple[int, ...], kernel: tuple[int, ...]) -> Lists:
     results = geometry.results(lengths, kernel)
     found: list[list[np.ndarray]] = [[], [], []]
@@ -96,7 +96,7 @@ def lists(geometry: Geometry, lengths: tuple[int, ...], kernel: tuple[int, ...])
 def _list(keys: np.ndarray, count: int, first: np.ndarray, second: np.ndarray) -> List:
     order = np.argsort(keys, kind="stable")
     starts = np.searchsorted(keys[order], np.arange(count + 1))
-    return List(starts.astype(np.intp), first[order], second[order])
+    return List(starts.astype(np.intp), *(a[order].astype(np.int32) for a in (first, second)))
 
 
 class Maps(NamedTuple):
