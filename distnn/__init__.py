@@ -41,6 +41,7 @@ from .hooks import (
 )
 from .interchange import from_dlpack
 from .kernels import get_cpu_kernels, set_cpu_kernels
+from .memory_budget import memory_budget, set_memory_budget
 from .ndarray import NdArray
 from .parameter import (
     clear_parameters,

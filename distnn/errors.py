@@ -76,5 +76,9 @@ class MissingExtraError(DistnnError, ImportError):
     """An optional package is missing; the message says which `pip install` brings it."""
 
 
+class MemoryBudgetError(DistnnError, MemoryError):
+    """A graph cannot be made to fit the memory budget; the message says what it needs."""
+
+
 class DeviceMemoryError(DistnnError, MemoryError):
     """A device has too little free memory; the message says what takes it."""

@@ -21,6 +21,7 @@ from .errors import GraphError
 from .graph import Hook, Node, Value, nodes_of, version
 from .hooks import function_hooks
 from .memory import owns_memory
+from .memory_budget import current_budget, fitting
 from .ndarray import NdArray, Storage
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .program import backward_program, forward_program
@@ -51,7 +52,8 @@ def forward(
 ) -> None:
     """Compute the roots; see Variable.forward."""
     compute_recorded()
-    _execution(roots, True).forward(clear_buffer, clear_no_need_grad, hooks)
+    budget = current_budget() if clear_no_need_grad and not clear_buffer else None
+    _execution(roots, budget).forward(clear_buffer, clear_no_need_grad, hooks)
 
 
 def forward_all(
@@ -95,33 +97,45 @@ def backward(
     _execution([root]).backward(root, seed, clear_buffer, callbacks, hooks)
 
 
-def _execution(roots: Sequence[Value], forward: bool = False) -> Execution:
+_BACKWARD = -1  # in place of a budget
+
+
+def _execution(roots: Sequence[Value], budget: int | None = _BACKWARD) -> Execution:
     """The execution of the graph that ends in `roots`; remembered while the graph is unchanged.
 
     Args:
-        forward: results are to be computed, so that those marked for recompute are forgotten.
-            Backward has to know what the last forward forgot.
+        budget: of memory, for a forward. It forgets what is marked for recompute, and what it has
+            to. Backward has to know what the last forward forgot.
     """
     if len(roots) == 1:
         execution = roots[0].execution
         if (
             execution is not None
             and execution.version == version.number
-            and (execution.marked or not forward)
+            and budget in (_BACKWARD, execution.budget)
         ):
             return execution
-    if forward:
-        for node in nodes_of(roots):
-            if not node.eager:
-                forgets = marked(node)
-                if node.forgets != forgets:
-                    node.forgets = forgets
-                    version.changed()
+    if budget != _BACKWARD:
+        _forget(roots, budget)
     number = version.number
-    execution = Execution(Graph(roots), number, forward)
+    execution = Execution(Graph(roots), number, budget)
     if len(roots) == 1:
         roots[0].execution = execution
     return execution
+
+
+def _forget(roots: Sequence[Value], budget: int | None) -> None:
+    """Settle what the nodes of a static graph forget in their next forward."""
+    nodes = nodes_of(roots)
+    if budget is None or len(roots) > 1 or any(node.eager for node in nodes):
+        forgets = [node.forgets if node.eager else marked(node) for node in nodes]
+    else:
+        plan = fitting(plans.plan(Graph(roots, upcoming=True)), budget)
+        forgets = [plan.forgets(k) for k in range(len(nodes))]
+    for node, mask in zip(nodes, forgets, strict=True):
+        if node.forgets != mask:
+            node.forgets = mask
+            version.changed()
 
 
 class Execution:
@@ -132,16 +146,16 @@ class Execution:
         "_bindings",
         "_grads",
         "_programs",
+        "budget",
         "leaves",
-        "marked",
         "nodes",
         "plan",
         "version",
     )
 
-    def __init__(self, graph: Graph, number: int, marked: bool) -> None:
+    def __init__(self, graph: Graph, number: int, budget: int | None) -> None:
         self.version = number
-        self.marked = marked  # nodes forget what is marked for it
+        self.budget = budget  # for which it was settled what nodes forget
         self.plan: Plan = plans.plan(graph)
         self.nodes = graph.nodes
         self.leaves = graph.leaves
@@ -384,9 +398,12 @@ class Execution:
 
         def run(ready: Callable[[Storage], None] | None) -> None:
             gradient = _seed_gradient(root, seed)
-            array, own = gradient.array, gradient.own
+            # Nobody else holds the array, so that the program can let it go.
+            array, own = [gradient.array], gradient.own
             del gradient
-            program(self.nodes, grads, array, own, ready, clear, _gradient_memory, _add_to_leaf)
+            program(
+                self.nodes, grads, array.pop(), own, ready, clear, _gradient_memory, _add_to_leaf
+            )
 
         if self._backward_site is None:
             self._backward_site = self._site("backward")

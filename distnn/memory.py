@@ -83,6 +83,13 @@ class Pool:
         block.range = found
         return np.ndarray(shape, dtype, block)
 
+    def restart_peak(self) -> int:
+        """Let `peak_bytes` begin anew from what is used now; returns that."""
+        with self._lock:
+            self._collect()
+            self.peak_bytes = self.used_bytes
+            return self.used_bytes
+
     def release(self) -> None:
         """Return regions in which nothing is used to the system."""
         with self._lock:

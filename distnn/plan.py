@@ -9,6 +9,7 @@ Values that share memory (a reshape and its input) belong to one group, which is
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -117,6 +118,10 @@ class Call(NamedTuple):
         return [s for i, s in enumerate(self.targets) if self.flags >> (_FLAGS * i) & bit]
 
 
+def _all_forgotten(call: Call) -> int:
+    return sum(_FORGOTTEN << (_FLAGS * i) for i in range(len(call.targets)))
+
+
 class ForwardStep(NamedTuple):
     node: int
     inplace: int | None  # the input whose memory takes the output
@@ -178,19 +183,8 @@ class Plan:
         # Results whose own gradient the user asked for; those stay after backward.
         self.wanted = frozenset(s for call in self.calls for s in call.flagged(_WANTED))
         self.persistent = frozenset(s for call in self.calls for s in call.flagged(_PERSISTENT))
-        # Results that backward computes again; in recorded calls also leaves that are such.
-        self.forgotten = frozenset(
-            [s for call in self.calls for s in call.flagged(_FORGOTTEN)]
-            + [s for s, value in graph.leaves.items() if value.forgotten]
-        )
-        self.kept = tuple(self._kept_positions(call) for call in self.calls)
-        # Saved results that backward computes again have slots, too: (call, position) -> slot.
-        self.saved_slots: dict[tuple[int, int], int] = {}
-        for k, call in enumerate(self.calls):
-            if self._forgets(call) == all_of(call.setup):
-                first = len(call.sources) + len(call.targets)
-                for i in range(len(call.setup.declaration.saved)):
-                    self.saved_slots[k, first + i] = self.n_slots + len(self.saved_slots)
+        # Leaves of recorded calls may be results that others forgot.
+        self._settle_forgotten(s for s, value in graph.leaves.items() if value.forgotten)
         self._group = self._groups()
         self._members: dict[int, list[int]] = {}
         for slot, group in enumerate(self._group):
@@ -200,9 +194,42 @@ class Plan:
         self._protected = frozenset(
             self._group[s] for s in (*self.leaves, *self.roots, *self.persistent, *inputs)
         )
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget steps and programs."""
         self._programs: dict[tuple, tuple] = {}
         self._texts: dict[tuple, Callable[..., None] | None] = {}
         self._used = False
+        self.fits: dict[int, Plan] = {}  # by memory budget
+
+    def _settle_forgotten(self, leaves: Iterable[int]) -> None:
+        """What backward computes again, and what calls keep therefore."""
+        found = (s for call in self.calls for s in call.flagged(_FORGOTTEN))
+        self.forgotten = frozenset((*found, *leaves))
+        self.kept = tuple(self._kept_positions(call) for call in self.calls)
+        # Saved results that backward computes again have slots, too: (call, position) -> slot.
+        self.saved_slots: dict[tuple[int, int], int] = {}
+        for k, call in enumerate(self.calls):
+            if self._forgets(call) == all_of(call.setup):
+                first = len(call.sources) + len(call.targets)
+                for i in range(len(call.setup.declaration.saved)):
+                    self.saved_slots[k, first + i] = self.n_slots + len(self.saved_slots)
+
+    def forgetting(self, calls: Collection[int]) -> Plan:
+        """A plan of the same calls of which these forget their results, too."""
+        plan = copy.copy(self)
+        plan.calls = tuple(
+            call._replace(flags=call.flags | _all_forgotten(call)) if k in calls else call
+            for k, call in enumerate(self.calls)
+        )
+        plan._settle_forgotten(())
+        plan._start_over()
+        return plan
+
+    def forgets(self, k: int) -> int:
+        """The mask of results that a call forgets (Node.forgets)."""
+        return self._forgets(self.calls[k])
 
     def program(
         self, key: tuple, make: Callable[[], Callable[..., None] | None]
@@ -343,15 +370,9 @@ class Plan:
         useful = self._useful(wanted)
         flowing = set(self.roots)
         seen = set(self.roots)  # gradient storages and slots that have a contribution
-        clears: list[int] = []
         steps = []
         for k in range(len(self.calls) - 1, -1, -1):
             call = self.calls[k]
-            if clear_buffer:
-                # All readers of a group come after its first member's producer.
-                for s in call.targets:
-                    if self._group[s] == s and s not in self._protected:
-                        clears += self._members[s]
             need = tuple(
                 needed and slot in useful
                 for needed, slot in zip(call.need, call.sources, strict=True)
@@ -368,13 +389,36 @@ class Plan:
                     contributions.append(Contribution(i, slot, leaf, place not in seen))
                     seen.add(place)  # type: ignore[arg-type]
                     flowing.add(slot)
-            steps.append(BackwardStep(k, need, targets, tuple(contributions), (), tuple(clears)))
-            clears = []
-        if steps:
-            steps[-1] = steps[-1]._replace(clears=(*steps[-1].clears, *clears))
+            steps.append(BackwardStep(k, need, targets, tuple(contributions), (), ()))
         if self.forgotten:
             self._add_again(steps, by_rules)
+        if clear_buffer:
+            self._add_clears(steps)
         return self._with_ready(steps)
+
+    def _add_clears(self, steps: list[BackwardStep]) -> None:
+        """Note at each step what nobody reads after it."""
+        last: dict[int, int] = {}  # group -> number of a step
+        for number, step in enumerate(steps):
+            for k in (step.node, *(made.node for made in step.again)):
+                call = self.calls[k]
+                slots = (*call.sources, *call.targets)
+                reads = {
+                    *self.kept[k],
+                    *call.setup.reads(call.need).either,
+                }  # dynamic graphs': either
+                last.update((self._group[slots[p]], number) for p in reads if p < len(slots))
+        clears: list[list[int]] = [[] for _ in steps]
+        number = 0
+        for k in range(len(self.calls) - 1, -1, -1):
+            while number + 1 < len(steps) and steps[number].node > k:
+                number += 1
+            for s in self.calls[k].targets:
+                if self._group[s] == s and s not in self._protected:
+                    # What no gradient reads goes when its own function's turn has come.
+                    clears[last.get(s, number)] += self._members[s]
+        for number, slots_cleared in enumerate(clears):
+            steps[number] = steps[number]._replace(clears=tuple(slots_cleared))
 
     def _useful(self, wanted: Iterable[int]) -> set[int]:
         """Slots whose gradient leads to a wanted one."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from . import capture
+from .arena import aligned, live_bytes, offsets
 from .errors import GraphError
 from .fusion import (
     FusedBackward,
@@ -12,6 +15,9 @@ from .fusion import (
     fused_backward,
     fused_forward,
 )
+from .liveness import iteration
+from .memory import pool
+from .memory_budget import current_budget, fitting
 from .plan import BackwardStep, ForwardStep, Graph, Plan, plans
 from .variable import Variable
 
@@ -70,14 +76,21 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
          2  d3 -> d2  sum
        1-0  d2, 2 -> d0  tanh, mul_scalar
     """
-    if variable.parent is None:
-        raise GraphError(
-            "[listing] this Variable is a leaf: no function computes it; pass a result"
-        )
-    plan = plans.plan(Graph([variable._value], upcoming=True))
+    plan = _plan_of("listing", variable)
     forward = _forward(plan, clear_buffer, clear_no_need_grad)
     backward = () if clear_buffer else _backward(plan)
     return "\n".join(["forward", *forward, *(["backward", *backward] if backward else [])])
+
+
+def _plan_of(function: str, variable: Variable) -> Plan:
+    """The plan of a result's next forward."""
+    if variable.parent is None:
+        raise GraphError(
+            f"[{function}] this Variable is a leaf: no function computes it; pass a result"
+        )
+    plan = plans.plan(Graph([variable._value], upcoming=True))
+    budget = current_budget()
+    return plan if budget is None else fitting(plan, budget)
 
 
 def _forward(plan: Plan, clear_buffer: bool, clear_no_need_grad: bool) -> Iterator[str]:
@@ -152,3 +165,101 @@ def _line(
     first, last = members[0].node, members[-1].node
     nodes = str(first) if first == last else f"{first}-{last}"
     return f"{nodes:>6}  {reads} -> {writes}  {what}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of an iteration, in bytes; see `memory`."""
+
+    planned: int
+    sum_without_reuse: int
+    lower_bound: int
+    kept: int
+    peak_step: str
+    at_peak: tuple[tuple[str, int], ...]
+    computed_again: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"planned            {self.planned:>15,}  bytes in one arena",
+            f"lower bound        {self.lower_bound:>15,}  live at once, in: {self.peak_step}",
+            f"sum without reuse  {self.sum_without_reuse:>15,}",
+            f"kept for backward  {self.kept:>15,}",
+            f"computed again     {self.computed_again:>15,}  function calls",
+            "largest at the peak",
+        ]
+        return "\n".join([*lines, *(f"{size:>34,}  {what}" for what, size in self.at_peak)])
+
+
+def memory(
+    variable: Variable, clear_buffer: bool = False, clear_no_need_grad: bool = True
+) -> Memory:
+    """Memory that forward and backward(clear_buffer=True) of a result need, beside leaves.
+
+    Parameters, their gradients and solver states are not counted, nor what a function allocates for
+    itself while it runs.
+
+    Args:
+        clear_buffer, clear_no_need_grad: the flags of forward.
+    Returns: in bytes
+        planned: one arena with offsets by liveness;
+        sum_without_reuse: all arrays, each in memory of its own;
+        lower_bound: the most that lives at once, in the step `peak_step`: the predicted peak;
+        kept: what forward leaves for backward;
+        at_peak: the largest arrays that live then, with their bytes;
+        computed_again: number of calls that backward computes again (`nn.recompute`).
+    Raises: GraphError for a leaf.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> x = nn.Variable((64, 64), need_grad=True)
+    >>> report = nn.profiler.memory(F.sum(F.tanh(F.affine(x, nn.Variable((64, 64), True)))))
+    >>> report.lower_bound <= report.planned <= report.sum_without_reuse
+    True
+    """
+    plan = _plan_of("memory", variable)
+    found = iteration(plan, clear_buffer, clear_no_need_grad)
+    spans = found.spans
+    live = live_bytes(spans, len(found.steps))
+    peak = int(live.argmax())
+    at_peak = [b for b in found.buffers if b.span.first <= peak <= b.span.last]
+    at_peak.sort(key=lambda buffer: -buffer.span.nbytes)
+    starts = offsets(spans)
+    ends = (start + aligned(span.nbytes) for start, span in zip(starts, spans, strict=True))
+    n_forward = sum(step.startswith("forward") for step in found.steps)
+    return Memory(
+        planned=max(ends),
+        sum_without_reuse=sum(aligned(span.nbytes) for span in spans),
+        lower_bound=int(live[peak]),
+        kept=sum(aligned(s.nbytes) for s in spans if s.first < n_forward <= s.last),
+        peak_step=found.steps[peak],
+        at_peak=tuple((buffer.what, buffer.span.nbytes) for buffer in at_peak[:10]),
+        computed_again=sum(len(step.again) for step in plan.backward(True)),
+    )
+
+
+class Peak:
+    """What `peak_memory` has measured."""
+
+    bytes = 0
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measure how much memory the host's pool of large arrays (64 KiB and more) has given out.
+
+    `bytes` of what it yields is the most at once inside the block, less what was there before. Of
+    GPUs nothing is measured.
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> x = nn.Variable.from_numpy_array(np.ones((256, 256), np.float32))
+    >>> with nn.profiler.peak_memory() as peak:
+    ...     F.tanh(x).forward()
+    >>> peak.bytes
+    262144
+    """
+    peak = Peak()
+    before = pool.restart_peak()
+    try:
+        yield peak
+    finally:
+        peak.bytes = pool.peak_bytes - before

@@ -376,7 +376,7 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     text = _Text(backend)
     text.use(owns_memory=owns_memory, sum_to_shape=sum_to_shape, packed=backend.packed)
     root = plan.roots[0]
-    text.add(f"g{root} = seed", f"w{root} = own")
+    text.add(f"g{root} = seed", f"w{root} = own", "seed = None")
     added = {root}
     number = 0
     for step in fused_backward(plan, steps):
