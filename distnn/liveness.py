@@ -170,10 +170,9 @@ class _Walk:
                 self.gradients[root] = self.make(self.spec(root), f"gradient of {root}")
             function = step if isinstance(step, BackwardStep) else step.function
             if isinstance(step, FusedBackward):
-                found = [members[n].contributions[place] for n, place in step.outputs]
                 done = [r.slot for r in step.inputs if r.slot >= 0]
-                for contribution in found:
-                    self.contribute(members[0].node, contribution, True)
+                for n, place in step.outputs:
+                    self.contribute(members[n].node, members[n].contributions[place], True)
             else:
                 done = []
             if function is not None:

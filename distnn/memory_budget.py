@@ -1,10 +1,9 @@
 """Memory budget: which results to compute again in backward, so that an iteration fits.
 
-Candidates are tried on paper (liveness.py), and the cheapest that fits is taken. Cheap functions
-(elementwise, normalization, pooling) come first: they are forgotten, and what products of matrices
-and convolutions compute is kept. Where that is not enough the graph is cut into segments, at places
-where few bytes cross; what crosses is kept, all else forgotten. Either for the first calls only, as
-many as it takes.
+Candidates are tried on paper (liveness.py), and the cheapest that fits is taken. The graph is cut
+into segments, at places where few bytes cross; what crosses is kept. Of the rest either cheap calls
+are forgotten (those that move bytes rather than multiply: elementwise, normalization, pooling), or
+all calls; in all segments, or from the first on as many as it takes.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ def memory_budget(bytes: int | None) -> Iterator[None]:
     >>> x.d = 1
     >>> h = x
     >>> for _ in range(8):
-    ...     h = F.tanh(h)
+    ...     h = F.tanh(F.affine(h, x))
     >>> y = F.sum(h)
-    >>> with nn.memory_budget(120_000):
+    >>> with nn.memory_budget(nn.profiler.memory(y).lower_bound * 3 // 4):
     ...     y.forward(clear_no_need_grad=True)
     ...     y.backward(clear_buffer=True)
     """
@@ -94,15 +93,17 @@ def _fitting(plan: Plan, budget: int) -> Plan:
     asked = _candidate(plan, frozenset())
     if asked.peak <= budget:
         return plan
-    choices = [_cheap(plan)]
+    cheap = _cheap(plan)
+    choices = [cheap]
     segments = 2
     while segments <= min(_MOST_SEGMENTS, len(plan.calls)):
-        choices.append(_segmented(plan, segments))
+        found = _segmented(plan, segments)
+        choices += [found & cheap, found]
         segments = math.ceil(segments * 1.4)
-    found = [(_candidate(plan, calls), calls) for calls in dict.fromkeys(choices)]
-    fits = sorted((pair for pair in found if pair[0].peak <= budget), key=lambda p: p[0].order)
+    tried = [(_candidate(plan, calls), calls) for calls in dict.fromkeys(choices)]
+    fits = sorted((pair for pair in tried if pair[0].peak <= budget), key=lambda p: p[0].order)
     if not fits:
-        least = min((asked, *(candidate for candidate, _ in found)), key=lambda c: c.peak)
+        least = min((asked, *(candidate for candidate, _ in tried)), key=lambda c: c.peak)
         raise MemoryBudgetError(_explained(least, budget))
     refined = [_least(plan, calls, budget) for _, calls in fits[:_MOST_REFINED]]
     return min((*refined, fits[0][0]), key=lambda c: c.order).plan
@@ -140,7 +141,7 @@ def _explained(least: _Candidate, budget: int) -> str:
     holders.sort(key=lambda buffer: -buffer.span.nbytes)
     named = ", ".join(f"{b.what} ({aligned(b.span.nbytes):,})" for b in holders[:5])
     return (
-        f"[memory_budget] {budget:,} bytes are too few: this graph needs at least "
+        f"[memory_budget] {budget:,} bytes are too few: the least found is "
         f"{least.peak:,}, in the step `{found.steps[peak]}`, which holds {named}; raise the "
         "budget, or make the batch smaller"
     )
