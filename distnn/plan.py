@@ -183,6 +183,7 @@ class Plan:
         # Results whose own gradient the user asked for; those stay after backward.
         self.wanted = frozenset(s for call in self.calls for s in call.flagged(_WANTED))
         self.persistent = frozenset(s for call in self.calls for s in call.flagged(_PERSISTENT))
+        self.dead = self._dead() if self._recorded else frozenset()
         # Leaves of recorded calls may be results that others forgot.
         self._settle_forgotten(s for s, value in graph.leaves.items() if value.forgotten)
         self._group = self._groups()
@@ -207,7 +208,10 @@ class Plan:
         """What backward computes again, and what calls keep therefore."""
         found = (s for call in self.calls for s in call.flagged(_FORGOTTEN))
         self.forgotten = frozenset((*found, *leaves))
-        self.kept = tuple(self._kept_positions(call) for call in self.calls)
+        self.kept = tuple(
+            () if k in self.dead else self._kept_positions(call)
+            for k, call in enumerate(self.calls)
+        )
         # Saved results that backward computes again have slots, too: (call, position) -> slot.
         self.saved_slots: dict[tuple[int, int], int] = {}
         for k, call in enumerate(self.calls):
@@ -268,6 +272,18 @@ class Plan:
         """The mask of results that a call forgets (Node.forgets)."""
         return sum(1 << i for i, slot in enumerate(call.targets) if slot in self.forgotten)
 
+    def _dead(self) -> frozenset[int]:
+        """Recorded calls whose results nobody holds and nobody reads, and that have no effect."""
+        wanted = set(self.roots)
+        dead = []
+        for k in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[k]
+            if call.setup.declaration.updates or not wanted.isdisjoint(call.targets):
+                wanted.update(call.sources)
+            else:
+                dead.append(k)
+        return frozenset(dead)
+
     def _kept_positions(self, call: Call) -> tuple[int, ...]:
         """What a call keeps: positions."""
         positions: tuple[int, ...] = ()
@@ -316,7 +332,8 @@ class Plan:
             else:
                 kept.update(g for s, g in enumerate(self._group) if s not in self.forgotten)
         last: dict[int, int] = {}
-        for k, call in enumerate(self.calls):
+        alive = [(k, call) for k, call in enumerate(self.calls) if k not in self.dead]
+        for k, call in alive:
             for slot in (*call.sources, *call.targets):
                 if slot >= 0 and self._group[slot] not in kept:
                     last[self._group[slot]] = k
@@ -325,7 +342,7 @@ class Plan:
             clears.setdefault(k, []).extend(self._members[group])
         return tuple(
             ForwardStep(k, self._inplace(call, clears.get(k, [])), tuple(clears.get(k, [])))
-            for k, call in enumerate(self.calls)
+            for k, call in alive
         )
 
     def _inplace(self, call: Call, cleared: Sequence[int]) -> int | None:
@@ -392,7 +409,7 @@ class Plan:
             steps.append(BackwardStep(k, need, targets, tuple(contributions), (), ()))
         if self.forgotten:
             self._add_again(steps, by_rules)
-        if clear_buffer:
+        if clear_buffer and steps:
             self._add_clears(steps)
         return self._with_ready(steps)
 
@@ -403,10 +420,8 @@ class Plan:
             for k in (step.node, *(made.node for made in step.again)):
                 call = self.calls[k]
                 slots = (*call.sources, *call.targets)
-                reads = {
-                    *self.kept[k],
-                    *call.setup.reads(call.need).either,
-                }  # dynamic graphs': either
+                # Nodes of dynamic graphs keep for either sort of gradient, and read all they keep.
+                reads = {*self.kept[k], *call.setup.reads(call.need).either}
                 last.update((self._group[slots[p]], number) for p in reads if p < len(slots))
         clears: list[list[int]] = [[] for _ in steps]
         number = 0
@@ -529,6 +544,11 @@ class _Cache:
                 "misses": self.misses,
                 "programs": programs,
             }
+
+    def with_programs(self) -> list[Plan]:
+        """The plans that became programs."""
+        with self._lock:
+            return [plan for plan in self._plans.values() if plan.has_program]
 
     def plan(self, graph: Graph) -> Plan:
         if not graph.shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ def plan_stats() -> dict[str, int]:
         hits, misses: graphs whose structure had a plan, and that needed a new one. A training loop
             whose graphs are alike makes no misses after its first iterations.
         programs: plans that became straight-line programs (docs/static_and_dynamic.md).
+        planned_bytes: of these programs, what the iteration that needs most holds at once
+            (see `memory`).
         captured_graphs, captured_bytes: CUDA graphs that programs became, and the memory they hold.
 
     >>> import distnn as nn, distnn.functions as F
@@ -40,7 +43,19 @@ def plan_stats() -> dict[str, int]:
     >>> after["hits"] + after["misses"] - before["hits"] - before["misses"]
     1
     """
-    return plans.stats() | capture.stats()
+    most = max((_planned_bytes(plan) for plan in plans.with_programs()), default=0)
+    return plans.stats() | {"planned_bytes": most} | capture.stats()
+
+
+_planned: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
+
+
+def _planned_bytes(plan: Plan) -> int:
+    """What lives at once in an iteration of a plan."""
+    if plan not in _planned:
+        found = iteration(plan)
+        _planned[plan] = int(live_bytes(found.spans, len(found.steps)).max())
+    return _planned[plan]
 
 
 def capture_report() -> str:

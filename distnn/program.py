@@ -77,7 +77,9 @@ class _Text:
         self.add(f"{kernel}({', '.join([*arrays, *numbers, out])})")
 
     def function(self, signature: str) -> Callable[..., Any]:
-        source = f"def program({signature}):\n" + "".join(f"    {line}\n" for line in self._lines)
+        source = f"def program({signature}):\n" + "".join(
+            f"    {line}\n" for line in self._lines or ["pass"]
+        )
         exec(compile(source, "<program of a plan>", "exec"), self._names)
         return self._names["program"]
 

@@ -106,6 +106,17 @@ def test_what_is_computed_again_is_not_kept():
     assert "kept for backward" in str(kept[1])
 
 
+@pytest.mark.parametrize("clear_buffer", [True, False])
+def test_where_no_leaf_needs_a_gradient_there_is_only_forward(clear_buffer):
+    y = F.sum(F.tanh(nn.Variable((64, 64))))
+    report = nn.profiler.memory(y, clear_buffer)
+    assert report.peak_step.startswith("forward")
+    y.forward()
+    with pytest.raises(GraphError, match="no gradient comes through"):
+        y.backward(clear_buffer=True)
+    assert nn.profiler.plan_stats()["planned_bytes"] >= 0
+
+
 def test_a_leaf_needs_no_memory_plan():
     with pytest.raises(GraphError, match=r"\[memory\]"):
         nn.profiler.memory(nn.Variable((2, 3)))

@@ -158,6 +158,37 @@ def test_results_are_let_go_with_their_last_reader():
     assert data() is None
 
 
+def test_what_nobody_can_see_is_not_computed(monkeypatch):
+    x = leaf(np.linspace(-1, 1, 6).reshape(2, 3))
+    implementation = type(F.softmax(x).parent.setup.implementation)
+    compute, computed = implementation.forward, []
+    monkeypatch.setattr(
+        implementation,
+        "forward",
+        lambda self, *args, **options: computed.append(1) or compute(self, *args, **options),
+    )
+
+    def run(defer):
+        nn.random.set_function_seed(3)
+        counter = leaf([0.0], False)
+        with nn.auto_forward(defer=defer):
+            F.dropout(F.softmax(F.exp(x)))  # nobody holds it
+            F.assign(counter, counter + 1.0)  # an effect
+            y = F.dropout(F.tanh(x), 0.5)
+            z = F.sum(F.softmax(y))
+            F.softmax(y)
+        found = [y.d.copy(), z.d.copy(), counter.d.copy()]
+        x.grad.zero()
+        z.backward()
+        return [*found, x.g.copy()]
+
+    expected = run(False)
+    for _ in range(3):
+        computed.clear()
+        assert_same(run(True), expected)
+    assert len(computed) == 1
+
+
 # -- the same as at once ---------------------------------------------------------------------------
 
 
