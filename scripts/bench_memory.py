@@ -1,8 +1,9 @@
 """Memory of networks: predicted and real peak, with and without recompute, and arenas by liveness.
 
-The seed network is trained, without and with recompute (blocks of four layers of which only the
-last result is kept); of it, ResNet-50 and a Transformer the plans are reported. Prints one JSON
-line. Bytes do not depend on what else the machine does.
+The seed network is trained: as it is, with recompute (blocks of four layers of which only the last
+result is kept), and with a memory budget of 40 % of what it needs. Of it, ResNet-50 and a
+Transformer the plans are reported. Prints one JSON line. Bytes do not depend on what else the
+machine does.
 
     python scripts/bench_memory.py >> benchmarks/memory.jsonl
 """
@@ -26,6 +27,7 @@ from distnn.context import World, world_scope
 sys.path.insert(0, str(ROOT / "examples"))
 
 BLOCK = 4
+BUDGET = 0.4
 GATES = {"planned_over_lower_bound": 1.1}  # at most
 NETWORKS: dict[str, Callable[[], networks.Network]] = {
     "seed": networks.seed,
@@ -58,13 +60,16 @@ def arena(network: networks.Network) -> dict[str, Any]:
     }
 
 
-def peak(network: networks.Network, recompute: bool) -> dict[str, Any]:
+def peak(network: networks.Network, how: str) -> dict[str, Any]:
     """Predicted and real peak of an iteration, and its gradients' bits."""
     images, labels = network.batch()
     x, t = nn.Variable(images.shape), nn.Variable(labels.shape)
     loss = network.ours(x, t)
-    if recompute:
+    if how == "recomputed":
         mark(loss)
+    report = nn.profiler.memory(loss)
+    budget = int(BUDGET * report.lower_bound) if how == "budget" else None
+    nn.set_memory_budget(budget)
     report = nn.profiler.memory(loss)
     for _ in range(2):  # step by step, then by programs
         x.d, t.d = images, labels
@@ -73,12 +78,14 @@ def peak(network: networks.Network, recompute: bool) -> dict[str, Any]:
         with nn.profiler.peak_memory() as measured:
             loss.forward(clear_no_need_grad=True)
             loss.backward(clear_buffer=True)
+    nn.set_memory_budget(None)
     gradients = [p.g.copy() for p in nn.get_parameters().values()]
     return {
         "predicted_bytes": report.lower_bound,
         "peak_bytes": measured.bytes,
         "kept_bytes": report.kept,
         "computed_again": report.computed_again,
+        "budget_bytes": budget,
         "gradients": gradients,
     }
 
@@ -90,11 +97,11 @@ def main() -> None:
         with world_scope(World()):
             arenas[name] = arena(network())
     peaks = {}
-    for name, recompute in (("kept", False), ("recomputed", True)):
+    for how in ("kept", "recomputed", "budget"):
         with world_scope(World()):
-            peaks[name] = peak(NETWORKS["seed"](), recompute)
+            peaks[how] = peak(NETWORKS["seed"](), how)
     found = [each.pop("gradients") for each in peaks.values()]
-    same = all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    same = all(np.array_equal(a, each) for a, *rest in zip(*found, strict=True) for each in rest)
     bound = max(each["planned_over_lower_bound"] for each in arenas.values())
     report = {
         "benchmark": "memory",
