@@ -419,6 +419,8 @@ def _backward_step(
     setup = call.setup
     reads = setup.reads(step.need)
     text.add(f"a = {_kept_arrays(plan, step)}")
+    for slot, spec in zip(targets[bool(joined) :], setup.results[bool(joined) :], strict=False):
+        _settle(text, slot, spec)
     outer = [f"g{slot}" if slot >= 0 else "None" for slot in targets]
     own = "True"
     if reads.fast:
@@ -433,6 +435,12 @@ def _backward_step(
         _deliver(text, c, out, own.format(out), added)
     gone = [f"g{slot}" for slot in targets if slot >= 0]
     text.add(" = ".join([*gone, *{f"o{c.source}" for c in step.contributions}, "a", "None"]))
+
+
+def _settle(text: _Text, slot: int, spec: Spec) -> None:
+    """Give a gradient the dtype of the result: bfloat16 times a number is float32 to NumPy."""
+    if slot >= 0 and spec.dtype.kind != "f":
+        text.add(f"g{slot} = backend.owned(g{slot}, {text.name('dtype', spec.dtype)})")
 
 
 def _gradient(text: _Text, c: Contribution, spec: Spec) -> str:
@@ -546,6 +554,8 @@ def _backward_chain(text: _Text, plan: Plan, fused: FusedBackward, added: set[in
     for step in fused.steps:
         if step.node in reading:
             text.add(f"a{step.node} = {_kept_arrays(plan, step)}")
+    for read in fused.inputs:
+        _settle(text, read.slot, spec)
     gradient = "g{}" if fused.function is None else "packed(g{})"
     inputs = [
         gradient.format(read.slot) if read.slot >= 0 else f"a{read.node}[{read.position}]"

@@ -81,9 +81,7 @@ def bits(leaves, values, loss, walk, flags):
     "flags", [{}, {"clear_no_need_grad": True}, {"clear_buffer": True}], ids=["", "train", "infer"]
 )
 def test_random_graphs_have_the_bits_of_the_walk(shape, type_config, flags):
-    present = nn.get_current_context()
-    name = present.backend[0].partition(":")[0]
-    context = Context([f"{name}:{type_config}"], present.array_class, present.device_id)
+    context = context_of(type_config)
     for seed in range(6):
         with context_scope(context):
             graph = random_graph(seed, shape)
@@ -92,6 +90,21 @@ def test_random_graphs_have_the_bits_of_the_walk(shape, type_config, flags):
         assert len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_of_bfloat16_are_rounded_where_the_walk_rounds_them():
+    """A mean's gradient is a product with a number: float32 to NumPy."""
+    pytest.importorskip("ml_dtypes")
+    with context_scope(context_of("bfloat16")):
+        x = nn.Variable.from_numpy_array(np.linspace(-1, 1, 15).reshape(3, 5), need_grad=True)
+        h = F.tanh(x)
+        y = F.mean(F.mean(h * h, axis=1))
+        graph = [x], [h], y
+        expected, found = (
+            bits(*graph, walk, {"clear_no_need_grad": True}) for walk in (True, False)
+        )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
@@ -198,7 +211,11 @@ def joined_names(steps):
 
 def context_of(type_config):
     present = nn.get_current_context()
-    return Context([f"{present.backend[0].partition(':')[0]}:{type_config}"], present.array_class)
+    name, bfloat = present.backend[0].partition(":")[0], type_config == "bfloat16"
+    if bfloat and name == "cpu" and nn.get_cpu_kernels() == "numpy":
+        pytest.skip("bfloat16 on the CPU needs compiled kernels: --device numba")
+    backend = f"{name}:{'float' if bfloat else type_config}"
+    return Context([backend], precision="bf16" if bfloat else "highest")
 
 
 def normalized(x, name):
@@ -217,7 +234,10 @@ FOLLOWING = {
 
 @pytest.mark.parametrize(
     ("kind", "type_config"),
-    [*((kind, "float") for kind in FOLLOWING), ("tanh", "half"), ("numbers", "half")],
+    [
+        *((kind, "float") for kind in FOLLOWING),
+        *(("numbers", dtype) for dtype in ("half", "bfloat16")),
+    ],
 )
 def test_what_follows_a_function_that_can_do_it_too(kind, type_config, found_steps):
     follow, forward, backward = FOLLOWING[kind]
