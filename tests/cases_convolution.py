@@ -172,7 +172,7 @@ CONVOLUTION = [
     row("convolution", "padding wider than the kernel", (1, 2, 3, 3), (2, 2, 2, 2), pad=(3, 3)),
     row("convolution", "3x3, few channels", (2, 3, 8, 8), (4, 3, 3, 3), 4, pad=(1, 1)),
     row("convolution", "many images", (40, 2, 12, 12), (3, 2, 5, 5), 3, pad=(2, 2)),
-    # 3x3 with stride 1, many channels and small maps: Winograd (winograd.pays).
+    # 3x3 with stride 1, many channels and small maps: Winograd (winograd.way).
     row("convolution", "Winograd 8x8", (2, 80, 8, 8), (72, 80, 3, 3), 72, pad=(1, 1), rtol=1e-5),
     row("convolution", "Winograd 7x5", (1, 120, 7, 5), (128, 120, 3, 3), 128, pad=(1, 1),
         rtol=1e-5),

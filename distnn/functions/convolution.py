@@ -18,8 +18,10 @@ from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from . import winograd
+from .depthwise import Depthwise
 from .im2col import Geometry, Patches
 from .shapes import per_axis, shape_of, whole_number
+from .winograd_tiles import WinogradTiles
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,20 @@ class Bilinear(Function, by_signature=False):
     def algorithm(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
     ) -> Any:
-        if self.uses_winograd(x_shape, w_shape, dtype):
+        way = self.winograd(x_shape, w_shape, dtype)
+        if way == "maps":
             return winograd.Winograd(xp, x_shape, w_shape, self.geometry.pad, dtype, scratch)
+        if way == "tiles":
+            return WinogradTiles(xp, x_shape, w_shape, self.geometry.pad, dtype)
+        if self.geometry.group == x_shape[1] == w_shape[0] > 1:
+            return Depthwise(xp, self.geometry, x_shape, w_shape, dtype)
         return Patches(xp, self.geometry, x_shape, w_shape, dtype)
 
-    def uses_winograd(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> bool:
-        return (
-            self.is_plain_3x3(w_shape)
-            and dtype.itemsize >= 4  # half precision would not survive the transforms
-            and winograd.pays(x_shape, w_shape, self.geometry.pad)
-        )
+    def winograd(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> str | None:
+        """How Winograd's filtering is taken, by winograd.way; None where it is not."""
+        if not self.is_plain_3x3(w_shape) or dtype.itemsize < 4:
+            return None  # half precision would not survive the transforms
+        return winograd.way(x_shape, w_shape, self.geometry.pad)
 
     def is_plain_3x3(self, w_shape: Any) -> bool:
         """Whether each result is a sum over 3 x 3 pixels beside each other, of all channels."""
@@ -71,7 +77,7 @@ class Bilinear(Function, by_signature=False):
         return tuple(w_shape[2:]) == (3, 3) and g.stride == g.dilation == (1, 1) and g.group == 1
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
-        if not self.uses_winograd(x_shape, w_shape, dtype):
+        if self.winograd(x_shape, w_shape, dtype) != "maps":
             return 0
         return winograd.scratch_bytes(x_shape, w_shape, self.geometry.pad, dtype.itemsize)
 

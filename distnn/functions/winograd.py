@@ -7,7 +7,7 @@ constant matrix M, the output transform and putting tiles together another, A:
 
 which takes 4 times fewer multiplications than the definition. Backward is the adjoint. Because the
 matrices act on the pixels of one map, arrays stay in their (N, C, H, W) order: BLAS takes the
-transposed operand. For large maps M would be large; im2col.py serves those.
+transposed operand. For large maps M would be large; winograd_tiles.py serves those.
 
 Lavin & Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308. The points 0,
 +-5/8, +-5/4 and infinity instead of 0, +-1, +-2 reduce the rounding error: rms 1.3e-6 relative to
@@ -17,6 +17,7 @@ the result at 128 channels in float32, against 3e-7 by definition.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ _POINTS = (0.0, 0.625, -0.625, 1.25, -1.25)
 _TILE = 4
 _KERNEL = 3
 _ALPHA = _TILE + _KERNEL - 1  # points per axis, infinity included
+_COPY = 50  # what it costs to lay out a number anew, in multiplications by BLAS; measured
+_LEAST_TILES = 40  # of a map: with fewer, products have few columns, and are slow
 # Maps (one image, one channel) that a transform takes at a time: 0.5 MB of float32 pixels at 8x8.
 _MAPS = 2048
 
@@ -86,17 +89,27 @@ def transforms(lengths: tuple[int, int], pads: tuple[int, int], dtype: np.dtype)
     )
 
 
-def pays(x_shape: tuple[int, ...], w_shape: tuple[int, ...], pads: tuple[int, ...]) -> bool:
-    """Whether this takes clearly fewer multiplications than the definition."""
-    channels, *lengths = x_shape[1:]
+def way(x_shape: tuple[int, ...], w_shape: tuple[int, ...], pads: tuple[int, ...]) -> str | None:
+    """ "maps" or "tiles", where this takes clearly less time than the definition; else None.
+
+    "maps": as here; "tiles": as in winograd_tiles.py, where each pixel of a tile is also copied.
+    """
+    images, channels, *lengths = x_shape
     outputs = [n + 2 * p - _KERNEL + 1 for n, p in zip(lengths, pads, strict=True)]
-    if min(outputs) < 1:
-        return False
-    pixels, results = np.prod(lengths), np.prod(outputs)
-    points = _ALPHA**2 * np.prod([-(-n // _TILE) for n in outputs])
+    if images == 0 or min(outputs) < 1:
+        return None
+    pixels, results = math.prod(lengths), math.prod(outputs)
+    tiles = math.prod(-(-n // _TILE) for n in outputs)
     filters = w_shape[0]
-    winograd = points * (channels * filters + pixels * channels + results * filters)
-    return bool(winograd < 0.75 * _KERNEL**2 * channels * filters * results)
+    both = channels * filters
+    # Multiplications for an image.
+    maps = tiles * (both + pixels * channels + results * filters)
+    if _ALPHA**2 * maps < 0.75 * _KERNEL**2 * both * results:
+        return "maps"
+    shared = (_KERNEL**2 + _COPY) * both / images  # for the filters
+    windows = _ALPHA**2 * (tiles * (both + 2 * _COPY * (channels + filters)) + shared)
+    patches = _KERNEL**2 * results * (both + _COPY // 2 * channels)
+    return "tiles" if tiles >= _LEAST_TILES and windows < 0.9 * patches else None
 
 
 def scratch_bytes(
