@@ -329,11 +329,13 @@ def measure(repeats: int) -> dict[str, float]:
 
 
 def seed_step() -> float | None:
-    """Seconds of a step of the seed network on one rank, as scripts/bench_seed.py measured last."""
+    """Seconds of a float32 step of the seed network on one rank, as bench_seed.py measured last."""
     results = ROOT / "benchmarks" / "seed.jsonl"
     if not results.exists():
         return None
-    return json.loads(results.read_text().splitlines()[-1])["static_seconds"]
+    rows = map(json.loads, results.read_text().splitlines())
+    found = [r["static_seconds"] for r in rows if r.get("precision", "highest") == "highest"]
+    return found[-1] if found else None
 
 
 def main() -> None:
