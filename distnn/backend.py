@@ -207,7 +207,8 @@ class CpuBackend(Backend):
         return transfer.to_host(array).astype(dtype, copy=False)
 
     def whole_numbers(self, array: np.ndarray, message: str) -> np.ndarray:
-        whole = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int64)
         if not np.array_equal(whole, array):
             raise_label_error(array[whole != array], message)
         return whole

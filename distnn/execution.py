@@ -114,11 +114,14 @@ def _execution(roots: Sequence[Value], budget: int | None = _BACKWARD) -> Execut
             and execution.version == version.number
             and budget in (_BACKWARD, execution.budget)
         ):
+            if isinstance(execution, Known):
+                execution = roots[0].execution = execution.begin(roots[0])
             return execution
     if budget != _BACKWARD:
         _forget(roots, budget)
     number = version.number
-    execution = Execution(Graph(roots), number, budget)
+    graph = Graph(roots)
+    execution = Execution(plans.plan(graph), graph.nodes, graph.leaves, number, budget)
     if len(roots) == 1:
         roots[0].execution = execution
     return execution
@@ -153,12 +156,19 @@ class Execution:
         "version",
     )
 
-    def __init__(self, graph: Graph, number: int, budget: int | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        nodes: list[Node],
+        leaves: dict[int, Value],
+        number: int,
+        budget: int | None,
+    ) -> None:
         self.version = number
         self.budget = budget  # for which it was settled what nodes forget
-        self.plan: Plan = plans.plan(graph)
-        self.nodes = graph.nodes
-        self.leaves = graph.leaves
+        self.plan = plan
+        self.nodes = nodes
+        self.leaves = leaves
         # Steps of the plan with the nodes and values of this graph.
         self._programs: dict[tuple[bool, ...], list[tuple[Any, ...]]] = {}
         # What a program of a forward works on; False before the first forward, None where there is
@@ -510,6 +520,32 @@ class Execution:
             total = backend.empty(array.shape, array.dtype)
             backend.add(present.array, array, total)
             gradients[c.slot] = _Gradient(total, True)
+
+
+class Known(NamedTuple):
+    """A recorded graph of which all is known but where gradients go; by that its plan is found."""
+
+    version: int
+    nodes: list[Node]
+    leaves: dict[int, Value]
+    plans: dict[tuple[int, ...], Plan]  # of all graphs that were recorded alike
+    budget: int | None = _BACKWARD
+
+    def begin(self, root: Value) -> Execution:
+        """The execution of the graph, which ends in `root`."""
+        places: dict[int, int] = {}
+        key = tuple(
+            [
+                places.setdefault(id(leaf.grad._storage), len(places)) if leaf.need_grad else -1
+                for leaf in self.leaves.values()
+            ]
+        )
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self.plans[key] = plans.plan(Graph([root]))
+        else:
+            plans.hits += 1
+        return Execution(plan, self.nodes, self.leaves, self.version, self.budget)
 
 
 class _Bindings(NamedTuple):

@@ -145,6 +145,8 @@ class Function:
         alias: the output is the input's memory in another shape.
         inplace: numbers of inputs whose memory `out` may be.
         formula: of the output, where the function is one of its inputs and operands.
+        check: a method (xp, indices, shapes of the inputs) that raises LabelError where labels or
+            indices are out of range, by which a call of the function can wait.
         random: forward takes `random`, a source of random numbers for this call; an attribute
             `seed` of 0 or more gives it numbers of its own.
         waits: in a dynamic graph a call may be computed later, when somebody looks.
@@ -168,6 +170,7 @@ class Function:
     protects: ClassVar[bool] = False
     cuda: ClassVar[str] = ""
     formula: Any = None
+    check: Any = None
     waits: ClassVar[bool] = True
     recomputable: ClassVar[bool | None] = None
     cpu: ClassVar[str] = ""

@@ -25,7 +25,7 @@ from .random import Draw
 from .recompute import kept_positions
 
 if TYPE_CHECKING:
-    from .execution import Execution
+    from .execution import Execution, Known
     from .variable import Variable
 
 _FREED = (
@@ -80,7 +80,7 @@ class Value:
         self.persistent = False
         self.recompute = False
         self.name = ""
-        self.execution: Execution | None = None  # of the graph that ends here
+        self.execution: Execution | Known | None = None  # of the graph that ends here
         self._data: NdArray | None = None
         self._weak_data: Callable[[], NdArray | None] | None = None
         self._grad: NdArray | None = None

@@ -62,6 +62,14 @@ class parameter_scope:  # used as a function
         _scope.reset(self._tokens.pop())
 
 
+def enter_scope(name: str) -> Token:
+    """As `parameter_scope(name)` without its object; returns what `leave_scope` takes."""
+    return _scope.set(_below(name))
+
+
+leave_scope = _scope.reset
+
+
 def _below(name: str, scope: Scope | None = None) -> tuple[Scope, str]:
     """The scope `name` below `scope`, or the current one, made where there is none; its path."""
     current = get_current_parameter_scope() if scope is None else scope
@@ -71,7 +79,7 @@ def _below(name: str, scope: Scope | None = None) -> tuple[Scope, str]:
         found = current.get(part)
         if found is None:
             found = current[part] = OrderedDict()
-        if isinstance(found, Variable):
+        elif isinstance(found, Variable):
             raise ParameterError(
                 f"[parameter_scope] {name!r}: {part!r} is a parameter of shape {found.shape}, not "
                 "a scope; choose another name"
@@ -211,7 +219,10 @@ def get_parameter_or_create(
     (2, 3)
     """
     *scopes, leaf = _parts(name)
-    scope, path = _below("/".join(scopes))
+    if scopes:
+        scope, path = _below("/".join(scopes))
+    else:
+        scope, path = get_current_parameter_scope(), _current_path()
     parameter = scope.get(leaf)
     if parameter is None:
         if shape is None:

@@ -24,8 +24,10 @@ import numpy as np
 from .capture import shared_site
 from .context import World, current_world, world_scope
 from .errors import ClearedError
+from .evaluation import read_indices
+from .execution import Known
 from .function import Setup, Spec
-from .graph import Node, Value
+from .graph import Node, Value, version
 from .ndarray import NdArray, Storage
 from .plan import Graph, Plan
 from .program import forward_program
@@ -53,14 +55,15 @@ class _Calls:
         self.leaves: list[int] = []  # slots that no waiting call computes
         self.marked: list[Storage] = []
         self.recomputes = False  # a result is marked, or was forgotten (recompute.py)
+        self.is_graph = True  # the calls are a whole graph, for which gradients may be wanted
+        self.version = 0  # of all graphs, when the first call came
         self.world: World | None = None  # kept alive by what waits, which is computed in it
 
-    def slot(self, value: Value) -> int:
-        slot = self.slots.get(id(value))
-        if slot is None:
-            slot = self.put(value, value.data)
-            self.leaves.append(slot)
-            self.recomputes = self.recomputes or value.forgotten
+    def leaf(self, value: Value) -> int:
+        slot = self.put(value, value.data)
+        self.leaves.append(slot)
+        self.recomputes = self.recomputes or value.forgotten
+        self.is_graph = self.is_graph and value.parent is None
         return slot
 
     def put(self, value: Value, data: NdArray) -> int:
@@ -90,11 +93,11 @@ class Record:
                 storage = value.data._storage
             except ClearedError:
                 return False  # and who computes it says for which function
-            if storage.is_written_outside():
+            if (storage.exported or storage.host is not None) and storage.is_written_outside():
                 return False
             if function.alias and (storage.dtype != setup.dtypes[0] or storage.volatile):
                 return False
-            if position in setup.index_names:
+            if position in setup.index_names and not _checked(setup, position, value.data):
                 return False
         return True
 
@@ -104,41 +107,50 @@ class Record:
             if len(self._calls.nodes) >= _MOST_CALLS:
                 self.flush()
             setup, calls = node.setup, self._calls
-            calls.world = self._world()
+            if calls.world is None:
+                calls.world = self._world()
+                calls.version = version.number
+            slots = calls.slots
             sources = []
             for source in node.sources:
                 if source is None:
                     sources.append(-1)
                     continue
-                slot = calls.slot(source)
+                slot = slots.get(id(source))
+                if slot is None:
+                    slot = calls.leaf(source)
+                    storage = calls.data[slot]._storage
+                    if storage.record is None:
+                        storage.record = self
+                        calls.marked.append(storage)
                 sources.append(slot)
-                storage = calls.data[slot]._storage
-                if storage.record is None:
-                    storage.record = self
-                    calls.marked.append(storage)
             calls.nodes.append(node)
             calls.key += (setup, tuple(sources), node.need)
+            alias = setup.function.alias
             outputs = []
-            for i, spec in enumerate(setup.results[: setup.n_outputs]):
+            for i in range(setup.n_outputs):
+                spec = setup.results[i]
                 value = Value(spec.shape, None, node if recording else None, i)
-                if setup.function.alias:
+                if alias:
                     window = calls.data[sources[0]]
                     data = NdArray._of(window._storage, spec.shape, window._offset)
                 else:
-                    data = NdArray._of(Storage(spec.shape, spec.dtype, None), spec.shape)
-                    data._storage.record = self
-                    calls.marked.append(data._storage)
+                    storage = Storage(spec.shape, spec.dtype, None)
+                    storage.record = self
+                    calls.marked.append(storage)
+                    data = NdArray._of(storage, spec.shape)
                 if recording:
                     if is_recomputing():
                         value.recompute = calls.recomputes = True
                     value.hold_weakly(data)
                     outputs.append(Variable._of(value, data))
                 else:
+                    calls.is_graph = False
                     value._data = data
                     outputs.append(Variable._of(value))
                 node.targets[i] = weakref.ref(value)
                 calls.put(value, data)
-            if setup.function.alias and True in node.need:
+            if alias and True in node.need:
                 node.keep_alias(data)
             if setup.function.random:
                 node.draw_ahead()
@@ -176,6 +188,16 @@ class Record:
                         if storage.array is None and storage.pending is None:
                             storage.clear("a function that was called before it has failed")
                     raise
+
+
+def _checked(setup: Setup, position: int, data: NdArray) -> bool:
+    """Check labels or indices, which a call reports at once; False where that cannot be done."""
+    storage, function = data._storage, setup.function
+    if function.check is None or storage.record is not None or storage.array is None:
+        return False
+    indices = read_indices(data, setup.backend, function.name, setup.index_names[position])
+    function.check(setup.backend.xp, indices, setup.input_shapes)
+    return True
 
 
 def _walk(calls: _Calls) -> None:
@@ -217,6 +239,9 @@ class _Structure:
         self.plan: Plan | None = None
         self.program: Callable[..., None] | None = None
         self.kept: list[_Kept] = []
+        self.kept_leaves: frozenset[int] = frozenset()
+        self.is_whole = False  # all calls lead to the result of the last one
+        self.backward: dict[tuple[int, ...], Plan] = {}  # plans, see execution.Known
 
     def make(self, plan: Plan) -> None:
         self.plan = plan
@@ -230,6 +255,12 @@ class _Structure:
                 else:
                     saved.append(call.setup.results[position - len(call.sources)])
             self.kept.append(_Kept(positions, tuple(slots), tuple(saved)))
+        self.kept_leaves = plan.leaves & {slot for kept in self.kept for slot in kept.slots}
+        read = {slot for call in plan.calls for slot in call.sources}
+        *before, last = plan.calls
+        self.is_whole = len(last.targets) == 1 and all(
+            not read.isdisjoint(call.targets) for call in before
+        )
 
 
 _structures: OrderedDict[tuple, _Structure] = OrderedDict()
@@ -263,18 +294,17 @@ def _run_program(calls: _Calls) -> bool:
             structure.make(Plan(graph))
     if structure.program is None:
         return False
-    for slot in calls.leaves:
-        storage = calls.data[slot]._storage
-        if storage.array is None and storage.pending is None:
-            return False  # the walk says for which function
     data, nodes = calls.data, calls.nodes
     storages = [found._storage for found in data]
+    for slot in calls.leaves:
+        storage = storages[slot]
+        if storage.array is None and storage.pending is None:
+            return False  # the walk says for which function
+        if storage.volatile and slot in structure.kept_leaves:
+            return False  # the walk keeps copies of what a function changes as an effect
     kept = []
     for node, (positions, slots, saved) in zip(nodes, structure.kept, strict=True):
         arrays = [data[slot] for slot in slots]
-        for each in arrays:
-            if each._storage.volatile:
-                return False  # the walk keeps copies of what a function changes as an effect
         for spec in saved:
             storages.append(Storage(spec.shape, spec.dtype, None))
             arrays.append(NdArray._of(storages[-1], spec.shape))
@@ -288,6 +318,11 @@ def _run_program(calls: _Calls) -> bool:
         structure.program(nodes, data, storages, kept)
     else:
         run_forward(site, plan, structure.program, nodes, data, storages, kept, lent=True)
+    if structure.is_whole and calls.is_graph and not calls.recomputes:
+        end = nodes[-1].live_output(0)
+        if end is not None:
+            inputs = {slot: calls.values[slot] for slot in calls.leaves}
+            end.execution = Known(calls.version, nodes, inputs, structure.backward)
     return True
 
 

@@ -604,7 +604,7 @@ def test_a_dynamic_iteration_is_launches():
     dynamic(lambda x, t, k: network(x, t))
     with launches() as seen:
         dynamic(lambda x, t, k: network(x, t), steps=3)
-    assert len(seen) == 9  # what comes before the labels, the mean, backward
+    assert len(seen) == 6  # forward and backward, three times
 
 
 @pytest.mark.parametrize("clear", [True, False])

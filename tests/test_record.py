@@ -256,6 +256,60 @@ def test_errors_of_shape_are_raised_by_the_call_and_of_values_when_they_can_be()
                 F.softmax_cross_entropy(x * 2.0, t)
 
 
+def test_labels_are_checked_by_the_call_which_then_waits(executions):
+    if current_backend().name != "cpu":
+        pytest.skip("labels on a GPU are checked when the function computes")
+    x, t = leaf(np.arange(6.0).reshape(2, 3)), nn.Variable.from_numpy_array(np.array([[0], [2]]))
+    with nn.auto_forward(defer=True):
+        loss = F.mean(F.softmax_cross_entropy(x * 2.0, t))
+        assert executions == []
+        with pytest.raises(LabelError, match="target holds 3"):
+            F.softmax_cross_entropy(x, nn.Variable.from_numpy_array(np.array([[0], [3]])))
+        half = nn.Variable.from_numpy_array(np.array([[0], [0.5]]))
+        with pytest.raises(LabelError, match="whole numbers"):
+            F.softmax_cross_entropy(x, half)
+        assert executions == []
+        t.d = [[1], [1]]  # what waits has seen the labels before
+        z = 2.0 * np.arange(6.0).reshape(2, 3)
+        expected = np.log(np.exp(z).sum(1)) - z[[0, 1], [0, 2]]
+        np.testing.assert_allclose(loss.d, expected.mean(), rtol=1e-6)
+
+
+def test_gradients_of_calls_seen_before_follow_what_has_changed():
+    def run(defer):
+        rng = np.random.RandomState(0)
+        a, b = (leaf(rng.randn(3, 3)) for _ in range(2))
+        found = []
+        for k in range(12):
+            x = nn.Variable.from_numpy_array(rng.randn(2, 3).astype(np.float32))
+            second = a.get_unlinked_variable() if k in (3, 4, 9) else b  # tied weights
+            with nn.auto_forward(defer=defer):
+                h = F.tanh(F.affine(x, a))
+                y = F.affine(h, second)
+                if k == 5:
+                    h.persistent = True
+                if k == 6:
+                    h.need_grad = False
+                loss = F.sum(y * y)
+            if k == 7:
+                second.need_grad = False
+            if k == 8:
+                second.need_grad = True
+                y.need_grad = True
+            for p in (a, b):
+                p.grad.zero()
+            loss.backward(clear_buffer=True)
+            found += [p.grad.get_data("r").copy() for p in (a, b)]
+            if k == 5:
+                found.append(h.d.copy())
+            if k == 8:
+                found.append(y.g.copy())
+        return found
+
+    for one, other in zip(run(True), run(False), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_after_an_error_what_waited_says_so():
     x, bad = leaf([1.0]), leaf([1.0])
     with nn.auto_forward(defer=True):

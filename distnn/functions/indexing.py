@@ -80,6 +80,9 @@ class Embed(Function):
     def setup(self, x0: Spec, w: Spec) -> Spec:
         return Spec((*x0.shape, *w.shape[1:]), w.dtype)
 
+    def check(self, xp: Any, indices: Any, shapes: Any) -> None:
+        check_indices("embed", xp, indices, shapes[1][0])
+
     def forward(self, xp: Any, x0: Any, w: Any, *, out: Any = None) -> Any:
         x0 = checked_indices("embed", xp, x0, w.shape[0])
         return xp.take(w, x0, 0, out=out, mode="clip")
@@ -220,8 +223,11 @@ class TopNError(Function):
             )
         return Spec(shape, x.dtype)
 
+    def check(self, xp: Any, indices: Any, shapes: Any) -> None:
+        check_labels("top_n_error", xp, indices, shapes[0][self.axis])
+
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        check_labels("top_n_error", xp, target, x.shape[self.axis])
+        self.check(xp, target, (x.shape,))
         score = xp.take_along_axis(x, xp.maximum(target, 0), self.axis)
         rank = (x >= score).sum(self.axis, keepdims=True)
         return (rank > self.n) & (target >= 0)

@@ -130,8 +130,11 @@ class SoftmaxCrossEntropy(Function):
             )
         return Spec(shape, x.dtype), Spec(shape, x.dtype), Spec(shape, wide(x.dtype))
 
+    def check(self, xp: Any, indices: Any, shapes: Any) -> None:
+        check_labels("softmax_cross_entropy", xp, indices, shapes[0][self.axis])
+
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        check_labels("softmax_cross_entropy", xp, target, x.shape[self.axis])
+        self.check(xp, target, (x.shape,))
         peak = x.max(self.axis, keepdims=True, initial=-xp.inf)
         y = xp.subtract(x, peak, dtype=wide(x.dtype))
         picked = xp.take_along_axis(y, xp.maximum(target, 0), self.axis)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import functions as F
-from ..initializer import ConstantInitializer, UniformInitializer, calc_uniform_lim_glorot
+from ..initializer import UniformInitializer, calc_uniform_lim_glorot
 from ..parameter import Initializer, get_parameter_or_create
 from .scope import parametric_function_api
 
 Apply = Callable[[Any], Any] | None
+
+
+def _glorot(inputs: int, outputs: int, kernel: Sequence[int], rng: Any, shape: Any) -> Any:
+    """First values, which only a new parameter needs."""
+    return UniformInitializer(calc_uniform_lim_glorot(inputs, outputs, tuple(kernel)), rng)(shape)
 
 
 def _parameter(
@@ -58,18 +64,12 @@ def affine(
     outputs = (n_outmaps,) if isinstance(n_outmaps, int | np.integer) else tuple(n_outmaps)
     inputs = math.prod(inp.shape[base_axis:])
     if w_init is None:
-        w_init = UniformInitializer(calc_uniform_lim_glorot(inputs, math.prod(outputs)), rng)
+        w_init = partial(_glorot, inputs, math.prod(outputs), (1, 1), rng)
     w = _parameter("W", (inputs, *outputs), w_init, fix_parameters, apply_w)
     b = None
     if with_bias:
-        b = _parameter(
-            "b", outputs, _default(b_init, ConstantInitializer()), fix_parameters, apply_b
-        )
+        b = _parameter("b", outputs, b_init, fix_parameters, apply_b)
     return F.affine(inp, w, b, base_axis)
-
-
-def _default(given: Initializer, default: Initializer) -> Initializer:
-    return default if given is None else given
 
 
 @parametric_function_api(
@@ -116,14 +116,12 @@ def convolution(
     """
     channels = inp.shape[-1 if channel_last else base_axis]
     if w_init is None:
-        w_init = UniformInitializer(calc_uniform_lim_glorot(channels, outmaps, tuple(kernel)), rng)
+        w_init = partial(_glorot, channels, outmaps, tuple(kernel), rng)
     shape = _filter_shape(outmaps, channels // group, kernel, channel_last)
     w = _parameter("W", shape, w_init, fix_parameters, apply_w)
     b = None
     if with_bias:
-        b = _parameter(
-            "b", (outmaps,), _default(b_init, ConstantInitializer()), fix_parameters, apply_b
-        )
+        b = _parameter("b", (outmaps,), b_init, fix_parameters, apply_b)
     return F.convolution(inp, w, b, base_axis, pad, stride, dilation, group, channel_last)
 
 
@@ -172,14 +170,12 @@ def deconvolution(
     """
     channels = inp.shape[-1 if channel_last else base_axis]
     if w_init is None:
-        w_init = UniformInitializer(calc_uniform_lim_glorot(channels, outmaps, tuple(kernel)), rng)
+        w_init = partial(_glorot, channels, outmaps, tuple(kernel), rng)
     shape = _filter_shape(channels, outmaps // group, kernel, channel_last)
     w = _parameter("W", shape, w_init, fix_parameters, apply_w)
     b = None
     if with_bias:
-        b = _parameter(
-            "b", (outmaps,), _default(b_init, ConstantInitializer()), fix_parameters, apply_b
-        )
+        b = _parameter("b", (outmaps,), b_init, fix_parameters, apply_b)
     return F.deconvolution(
         inp, w, b, base_axis, pad, stride, dilation, group, channel_last, output_padding
     )
@@ -209,7 +205,8 @@ def embed(
     >>> PF.embed(nn.Variable((4,)), 10, 3).shape
     (4, 3)
     """
-    initializer = _default(initializer, UniformInitializer((-(3**0.5), 3**0.5)))
+    if initializer is None:
+        initializer = UniformInitializer((-(3**0.5), 3**0.5))
     w = _parameter("W", (n_inputs, n_features), initializer, fix_parameters, apply_w)
     return F.embed(inp, w)
 

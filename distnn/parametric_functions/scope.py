@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..parameter import parameter_scope
+from ..parameter import enter_scope, leave_scope
 
 
 def parametric_function_api(
@@ -42,8 +42,11 @@ def parametric_function_api(
             name = kwargs.pop("name", None)
             if len(args) > limit:
                 *args, name = args  # type: ignore[assignment]
-            with parameter_scope(f"{name}/{scope}" if name else scope):
+            outside = enter_scope(f"{name}/{scope}" if name else scope)
+            try:
                 return function(*args, **kwargs)
+            finally:
+                leave_scope(outside)
 
         last = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
         parametric.__signature__ = signature.replace(  # type: ignore[attr-defined]
