@@ -65,7 +65,7 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
             f"[{function.name}] got operands {sorted(operands)} but takes "
             f"{sorted(declaration.operands)}"
         )
-    shapes = tuple(None if v is None else v.shape for v in values)
+    shapes = tuple([None if v is None else v.shape for v in values])
     setup = prepare(function, shapes, current_backend())
     sources = tuple(values)
     if declaration.updates:

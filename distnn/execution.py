@@ -594,7 +594,7 @@ def _seed_gradient(root: Value, seed: Any) -> _Gradient:
     assert root.parent is not None
     setup = root.parent.setup
     dtype = setup.results[root.index].dtype
-    if np.isscalar(seed):
+    if isinstance(seed, int | float) or np.isscalar(seed):
         return _Gradient(setup.backend.full(root.shape, float(seed), dtype), True)  # type: ignore[arg-type]
     array = seed if hasattr(seed, "dtype") else np.asarray(seed)
     return _Gradient(setup.backend.owned(array, dtype), False)

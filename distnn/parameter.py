@@ -29,9 +29,9 @@ def get_current_parameter_scope() -> Scope:
     return current_world().parameters if inside is None else inside[0]
 
 
-def _current_path() -> str:
-    inside = _scope.get()
-    return "" if inside is None else inside[1]
+def _current_scope() -> tuple[Scope, str]:
+    """With its path."""
+    return _scope.get() or (current_world().parameters, "")
 
 
 class parameter_scope:  # used as a function
@@ -72,8 +72,7 @@ leave_scope = _scope.reset
 
 def _below(name: str, scope: Scope | None = None) -> tuple[Scope, str]:
     """The scope `name` below `scope`, or the current one, made where there is none; its path."""
-    current = get_current_parameter_scope() if scope is None else scope
-    path = _current_path() if scope is None else ""
+    current, path = _current_scope() if scope is None else (scope, "")
     for part in _parts(name):
         path += part + "/"
         found = current.get(part)
@@ -219,10 +218,7 @@ def get_parameter_or_create(
     (2, 3)
     """
     *scopes, leaf = _parts(name)
-    if scopes:
-        scope, path = _below("/".join(scopes))
-    else:
-        scope, path = get_current_parameter_scope(), _current_path()
+    scope, path = _below("/".join(scopes)) if scopes else _current_scope()
     parameter = scope.get(leaf)
     if parameter is None:
         if shape is None:

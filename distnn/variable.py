@@ -300,11 +300,11 @@ class Variable:
         Args:
             need_grad: of the new Variable; None takes this one's.
         """
-        need = self.need_grad if need_grad is None else _check_need_grad(need_grad)
-        value = Value(self.shape, need)
-        value._data = self._value.data
-        value._grad = self._value.grad
-        value.name = self._value.name
+        own = self._value
+        value = Value(
+            own.shape, own.need_grad if need_grad is None else _check_need_grad(need_grad)
+        )
+        value._data, value._grad, value.name = own.data, own.grad, own.name
         return Variable._of(value)
 
     unlinked = get_unlinked_variable
@@ -382,6 +382,8 @@ class Variable:
 
 
 def _check_need_grad(need_grad: object) -> bool | None:
-    if need_grad is None or isinstance(need_grad, bool | np.bool_ | int):
-        return None if need_grad is None else bool(need_grad)
+    if need_grad is None or need_grad is True or need_grad is False:
+        return need_grad
+    if isinstance(need_grad, np.bool_ | int):
+        return bool(need_grad)
     raise ArgumentError(f"[need_grad] is {need_grad!r}; pass True, False or None")

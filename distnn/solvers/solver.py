@@ -17,6 +17,7 @@ from .. import transfer
 from ..context import compute_recorded
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
+from ..graph import version
 from ..hooks import solver_hooks
 from ..ndarray import NdArray, Storage
 from ..parameter_slab import Block, Run, attached
@@ -83,6 +84,7 @@ class Solver:
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         # By the active parameters and which of them have equal step counts.
         self._runs: dict[tuple[int, ...], ActiveRuns] = {}
+        self._grads: tuple[int, list[NdArray]] = (-1, [])  # and the graphs' version of then
 
     def step(self, pieces: Sequence[Piece]) -> None:
         """Update the parameters and states of the pieces by their gradients."""
@@ -140,8 +142,8 @@ class Solver:
         for key, variable in param_dict.items():
             old = kept.get(key)
             if old is not None and retain_state:
+                changed = changed or old.variable is not variable
                 if old.variable.data._storage is not variable.data._storage:
-                    changed = True
                     old.variable = variable
                     self._place_states(old, old.states)
                 old.variable = variable
@@ -152,8 +154,7 @@ class Solver:
                 self._place_states(parameter, None)
                 self._parameters[key] = parameter
         if changed:
-            self._runs.clear()
-            self._drop_unused_blocks()
+            self._changed()
 
     def get_parameters(self) -> OrderedDict[str, Variable]:
         """Registered parameters by name, in the order of registration."""
@@ -168,8 +169,7 @@ class Solver:
                     f"{list(self._parameters)}"
                 )
             del self._parameters[key]
-        self._runs.clear()
-        self._drop_unused_blocks()
+        self._changed()
 
     def clear_parameters(self) -> None:
         """Forget all parameters and their states."""
@@ -202,7 +202,10 @@ class Solver:
             self._blocks[(id(block), name)] = found
         return found[1]
 
-    def _drop_unused_blocks(self) -> None:
+    def _changed(self) -> None:
+        """Forget what was made of other parameters."""
+        self._runs.clear()
+        self._grads = -1, []
         used = {id(p.block) for p in self._parameters.values()}
         self._blocks = {key: found for key, found in self._blocks.items() if key[0] in used}
 
@@ -210,13 +213,22 @@ class Solver:
 
     def zero_grad(self) -> None:
         """Mark all gradients as zero: the next backward overwrites them. Touches no memory."""
-        for parameter in self._parameters.values():
-            parameter.variable._value.grad.zero()
+        for grad in self._all_gradients():
+            if not grad._storage.zeroing:
+                grad.zero()
+
+    def _all_gradients(self) -> list[NdArray]:
+        """Of all parameters, in their order; looked up anew when graphs have changed."""
+        number, grads = self._grads
+        if number != version.number:
+            grads = [p.variable.grad for p in self._parameters.values()]
+            self._grads = version.number, grads
+        return grads
 
     def _active(self) -> list[Parameter]:
         """Parameters that got a gradient since zero_grad; others are skipped everywhere."""
-        parameters = self._parameters.values()
-        return [p for p in parameters if not p.variable._value.grad._storage.zeroing]
+        pairs = zip(self._parameters.values(), self._all_gradients(), strict=True)
+        return [parameter for parameter, grad in pairs if not grad._storage.zeroing]
 
     def _gradients(self) -> list[Any]:
         return [_memory(p.variable.grad) for p in self._active()]
