@@ -60,7 +60,7 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
     declaration = function.declaration
     if not declaration.variadic:
         values += [None] * (len(declaration.inputs) - len(values))  # optional ones left out
-    if operands.keys() != declaration.operand_set:
+    if (operands or declaration.operands) and operands.keys() != declaration.operand_set:
         raise ArgumentError(
             f"[{function.name}] got operands {sorted(operands)} but takes "
             f"{sorted(declaration.operands)}"
@@ -86,7 +86,7 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
         return _computed(node, recording, arrays=False)
     node = Node(setup, sources, operands, False, need)
     outputs = []
-    for i, spec in enumerate(setup.results[: setup.n_outputs]):
+    for i, spec in enumerate(setup.outputs):
         value = Value(spec.shape, None if recording else False, node, i)
         value.recompute = is_recomputing()
         node.targets[i] = weakref.ref(value)
@@ -99,7 +99,7 @@ def _computed(node: Node, recording: bool, arrays: bool) -> Any:
     setup = node.setup
     results = []
     values = []
-    for i, spec in enumerate(setup.results[: setup.n_outputs]):
+    for i, spec in enumerate(setup.outputs):
         value = Value(spec.shape, None, node, i)
         data = NdArray._of(Storage(spec.shape, spec.dtype, None), spec.shape)
         value.hold_weakly(data)

@@ -305,6 +305,7 @@ class Setup:
         "implementation",
         "index_names",
         "input_shapes",
+        "outputs",
         "results",
         "scratch",
         "shapes",
@@ -330,6 +331,7 @@ class Setup:
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
         results = function.setup(*specs, **options)
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
+        self.outputs = self.results[: self.n_outputs]  # those that users see
         inputs = (backend.dtype if spec is None else spec.dtype for spec in specs)
         self.dtypes = (*inputs, *(spec.dtype for spec in self.results))  # by position
         # What carries the function out: itself, or its twin.

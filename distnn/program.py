@@ -525,7 +525,7 @@ def _backward_rules(text: _Text, step: BackwardStep, setup: Setup, outer: Sequen
             f"    o{index} = sum_to_shape(xp, o{index}, {shape})",
         )
     others = ", ".join([*outer, "*a.values()"])
-    return f"owns_memory({{0}}) and not any({{0}} is x for x in ({others}))"
+    return f"owns_memory({{0}}) and id({{0}}) not in map(id, ({others}))"
 
 
 def _deliver(text: _Text, c: Contribution, out: str, own: str, added: set[int]) -> None:

@@ -128,8 +128,7 @@ class Record:
             calls.key += (setup, tuple(sources), node.need)
             alias = setup.function.alias
             outputs = []
-            for i in range(setup.n_outputs):
-                spec = setup.results[i]
+            for i, spec in enumerate(setup.outputs):
                 value = Value(spec.shape, None, node if recording else None, i)
                 if alias:
                     window = calls.data[sources[0]]
