@@ -46,7 +46,7 @@ TRAINING = {
 ROWS = [*TRAINING, "kernels", "experiment"]
 # Only if asked for.
 EXTRA = ("seed-half", "seed-bf16", "resnet50-bf16", "transformer-half", "transformer-bf16")
-WARM_UP = 3  # steps: kernels are compiled, algorithms chosen, memory taken
+WARM_UP = 8  # steps: kernels are compiled, algorithms chosen, memory taken, graphs captured
 
 # What a full run on a GPU is to reach.
 SLOWEST_TO_PYTORCH, LEAST_OF_COPY = 1.2, 0.8
@@ -152,6 +152,10 @@ def table(rows: dict[str, Any]) -> str:
             cells += ["yes" if row["same_bits"] else "NO"]
             cells += [f"{row['gradient_error']:.1e}", f"{row['gradient_error_torch']:.1e}"]
             lines.append(_line(name, cells))
+            if "static_without_graphs_ms" in row:
+                cells = [f"{row[f'{k}_without_graphs_ms']:.2f}" for k in ("static", "dynamic")]
+                cells = ["", *cells, "", "", "yes" if row["same_bits_without_graphs"] else "NO"]
+                lines.append(_line(f"  without its {row['graphs']} CUDA graphs", cells))
     if cases:
         head = ["PyTorch", "distnn", "GB/s", "of copy", "PyTorch's"]
         lines += ["", _line("kernel, ms", head)]
@@ -233,7 +237,39 @@ def training(name: str, device: Device, size: Size) -> dict[str, Any]:
         report[f"{contestant}_ms_min"] = 1e3 * min(seconds)
     report["static_over_torch"] = report["static_ms"] / report["torch_ms"]
     report["dynamic_over_static"] = report["dynamic_ms"] / report["static_ms"]
+    if device.extension != "cpu":
+        report |= graphs(static, dynamic, device, size)
     return report
+
+
+def graphs(static: Any, dynamic: Any, device: Device, size: Size) -> dict[str, Any]:
+    """What was captured as CUDA graphs, whether it has the bits of runs without, and their time."""
+    import distnn as nn
+
+    contestants = {"static": static, "dynamic": dynamic}
+    stats = nn.profiler.plan_stats()
+    lines = nn.profiler.capture_report().splitlines()
+    report: dict[str, Any] = {
+        "graphs": stats["captured_graphs"],
+        "graphs_mib": stats["captured_bytes"] / 2**20,
+        "not_captured": [line for line in lines if "graph" not in line],
+    }
+    captured = {name: each.gradients() for name, each in contestants.items()}
+    nn.set_capture(False)
+    try:
+        same = []
+        for name, each in contestants.items():
+            (loss, gradients), (other_loss, others) = captured[name], each.gradients()
+            same.append(loss == other_loss)
+            same += [np.array_equal(gradients[k], g) for k, g in others.items()]
+        report["same_bits_without_graphs"] = all(same)
+        steps = {name: each.step for name, each in contestants.items()}
+        found = alternate(steps, device.synchronize, size.rounds, size.seconds)
+    finally:
+        nn.set_capture(True)
+    return report | {
+        f"{name}_without_graphs_ms": 1e3 * median(seconds) for name, seconds in found.items()
+    }
 
 
 def kernels(device: Device, size: Size) -> dict[str, Any]:

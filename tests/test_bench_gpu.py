@@ -42,6 +42,17 @@ RUN = {
 }
 
 
+def test_a_row_shows_what_it_is_without_graphs():
+    row = ROW | {
+        "graphs": 2,
+        "static_without_graphs_ms": 33.25,
+        "dynamic_without_graphs_ms": 44.5,
+        "same_bits_without_graphs": False,
+    }
+    *_, line = bench_gpu.table({"seed-tf32": row}).splitlines()
+    assert line.split() == ["without", "its", "2", "CUDA", "graphs", "33.25", "44.50", "NO"]
+
+
 @pytest.mark.parametrize("module", [bench_gpu, networks, trainers])
 def test_examples_in_docstrings(module):
     found = doctest.testmod(module)

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
+from distnn import capture
 from distnn.context import Context, World, world_scope
 from distnn.errors import LabelError
 from distnn.function import Function, Spec
@@ -725,6 +728,26 @@ def test_gradients_of_inputs_of_dynamic_graphs_stay():
     assert len({float(g[1]) for g in found}) == len(found)
 
 
+@pytest.mark.parametrize("marks", [False, True])
+def test_random_programs_captured_as_soon_as_they_come_again(marks):
+    """As in test_record.py, where programs do not come again often enough to be captured."""
+    from test_record import _ACTION, assert_same, run_program
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(_ACTION, min_size=3, max_size=25))
+    def check(actions):
+        actions = [action for action in actions if not marks or action[0] != 7]
+        expected = run_program(actions, False)
+        for _ in range(5):
+            assert_same(run_program(actions, True, marks), expected)
+
+    nn.set_capture(True)
+    with pytest.MonkeyPatch.context() as patch, launches() as seen:
+        patch.setattr(capture, "_WARM_UP", 0)
+        check()
+    assert len(seen) > 40
+
+
 # -- what cannot be captured ------------------------------------------------------------------
 
 
@@ -838,8 +861,6 @@ def test_graphs_give_way_where_no_memory_is_left():
 
 
 def test_what_was_not_used_for_long_goes_first(monkeypatch):
-    from distnn import capture
-
     nn.set_capture(True)
     x = nn.Variable((1 << 18,))
     ys = [F.sum(F.exp(x) * F.sin(x) + k) for k in range(4)]
