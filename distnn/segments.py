@@ -36,10 +36,21 @@ class _Input:
 
     Args:
         words: of a function and of its labels or indices, which are read as int64; else none.
-        stays: the graph reads it where it lies; else it is copied to `place`.
+        stays: the graph reads it where it lies. It is held weakly: who is asked whether results of
+            a graph are still held is that graph. Else it is copied to `place`.
     """
 
-    __slots__ = ("_arrays", "_backend", "_copied", "_offset", "_words", "dtype", "place", "stays")
+    __slots__ = (
+        "_arrays",
+        "_backend",
+        "_copied",
+        "_lies",
+        "_offset",
+        "_words",
+        "dtype",
+        "place",
+        "stays",
+    )
 
     def __init__(
         self, data: NdArray, dtype: np.dtype, words: tuple[str, ...], backend: Backend, stays: bool
@@ -49,9 +60,10 @@ class _Input:
         self.stays = stays
         self._offset = data._offset
         self._copied: tuple[Any, int] | None = None  # a storage, weakly, and its version
+        self.place: Any = None
         if stays:
-            self.place = data._storage.array
-            values = data._view(self.place)
+            self._lies = weakref.ref(data._storage.array)
+            values = data._view(data._storage.array)
         else:
             values = self.place = backend.empty(data.shape, dtype)
         self.dtype = values.dtype
@@ -64,20 +76,21 @@ class _Input:
             array = self._arrays[dtype] = self._backend.convert(self._arrays[self.dtype], dtype)
         return array
 
-    def forget_conversions(self) -> None:
+    def is_recorded(self) -> None:
         """Let go of what only the recording needed."""
-        self._arrays = {self.dtype: self._arrays[self.dtype]}
+        self._arrays = {}
 
     def fits(self, data: NdArray) -> bool:
         """Whether these values can be read, or copied, where the graph expects them."""
         if not self.stays:
             return True
         storage = data._storage
-        if storage.array is not self.place or data._offset != self._offset:
+        lies = self._lies()
+        if lies is None or storage.array is not lies or data._offset != self._offset:
             return False
         if storage.pending is not None or storage.host is not None or storage.record is not None:
             storage.materialize()
-        return storage.array is self.place
+        return storage.array is lies
 
     def bring(self, data: NdArray) -> None:
         """Copy the values to where the graph reads them, unless they are there."""
@@ -201,7 +214,7 @@ class _Forward:
         self.recording = site.backend.recording()
         self._results = self._recorded(site, plan, program, nodes, data, storages)
         for _, each in self._inputs:
-            each.forget_conversions()
+            each.is_recorded()
         self._unheld = _references(self._results) if lent else None
         # What no gradient reads is copied for those who hold it: they may hold it for long.
         read = {id(array._storage) for arrays in kept for array in arrays}
@@ -554,7 +567,7 @@ class _Backward:
             ),
         )
         for _, each in self._inputs:
-            each.forget_conversions()
+            each.is_recorded()
 
     def _stand_in_reads(
         self,

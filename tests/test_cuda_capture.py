@@ -610,6 +610,19 @@ def test_a_dynamic_iteration_is_launches():
     assert len(seen) == 6  # forward and backward, three times
 
 
+def test_one_graph_each_is_enough_for_a_dynamic_loop():
+    reports = []
+
+    def make(x, t, k):
+        reports[:] = nn.profiler.capture_report().splitlines()
+        return network(x, t)
+
+    nn.set_capture(True)
+    dynamic(make, steps=3 * STEPS)
+    assert len(reports) == 3  # up to the labels, the mean, backward
+    assert all(": 1 graph, " in line for line in reports), reports
+
+
 @pytest.mark.parametrize("clear", [True, False])
 def test_losses_that_are_kept_for_an_epoch(clear):
     def work():
