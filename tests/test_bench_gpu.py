@@ -64,7 +64,7 @@ def test_contestants_take_turns_between_two_synchronizations():
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
     found = bench_gpu.alternate(steps, lambda: calls.append("|"), rounds=2, seconds=0.0)
-    warm_up = "|aaa||a||bbb||b|"
+    warm_up = "".join(f"|{name * bench_gpu.WARM_UP}||{name}|" for name in "ab")
     assert "".join(calls) == warm_up + "|a||b|" * 2
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
 
