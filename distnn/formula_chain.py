@@ -46,6 +46,18 @@ class Chain:
         return "; ".join(f"{link.target} = {ast.unparse(link.tree)}" for link in self.links)
 
     @functools.cached_property
+    def formulas(self) -> list[tuple[str, Formula]]:
+        """Each link's target, and its formula over the names that it reads."""
+        found, known = [], [*self.arrays]
+        for link in self.links:
+            names = {node.id for node in ast.walk(link.tree) if isinstance(node, ast.Name)}
+            arrays = tuple(name for name in known if name in names)
+            numbers = tuple(name for name in self.numbers if name in names)
+            found.append((link.target, Formula(ast.unparse(link.tree), arrays, numbers)))
+            known.append(link.target)
+        return found
+
+    @functools.cached_property
     def kernel(self) -> Callable[..., None]:
         """A NumPy function of the outputs, the arrays and the numbers, for one chunk."""
         lines = []

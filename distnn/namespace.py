@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,15 @@ class NumpyNamespace:
     ) -> None:
         """Compute the outputs of a chain; arrays and numbers are in the order of its names."""
         chain.evaluate(arrays, numbers, outs)
+
+    def part_kernel(
+        self, chain: Chain, numbers: Sequence[float], dtype: Any, size: int
+    ) -> Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], object] | None:
+        """f(outs, arrays) for parts, with one axis, of arrays of `size` elements, on this thread.
+
+        It has the bits of `evaluate_chain`; None where that cannot be done part by part.
+        """
+        return lambda outs, arrays: chain.kernel(*outs, *arrays, *numbers)
 
     def check_range(self, indices: np.ndarray, low: int, high: int, message: str) -> None:
         """Raise LabelError(message) unless low <= indices <= high; on a GPU at the next host read.

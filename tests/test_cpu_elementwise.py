@@ -88,7 +88,7 @@ def test_out_may_be_any_of_the_arrays():
 def test_what_numpy_is_as_fast_at_is_left_to_it():
     x = arrays(1, 1000)[0]
     out = np.empty_like(x)
-    for text in ("tanh(x)", "x + x", "cos(x) * 2", "sin(x) + 1", "x", "x ** 3 + 1"):
+    for text in ("x + x", "cos(x) * 2", "sin(x) + 1", "x", "x ** 3 + 1"):
         assert not elementwise.evaluate(Formula(text, ("x",), ()), [x], [], out), text
     square = Formula("x * x + 1", ("x",), ())
     assert elementwise.evaluate(square, [x], [], out)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backend import CpuBackend
 from ..formula import Assignments, Formula
+from ..formula_chain import Chain
 from ..function import Function, Spec
 from ..functions.channels import Channels
 from ..kernels import compiler_loads
@@ -42,6 +43,42 @@ class NumbaNamespace(NumpyNamespace):
                 return out
         return formula.evaluate(arrays, numbers, out)
 
+    def evaluate_chain(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        if outs[0].size < twin.SMALLEST or not compiler_loads():
+            chain.evaluate(arrays, numbers, outs)
+        elif not _loops().evaluate_chain(chain, arrays, numbers, outs):
+            self._evaluate_links(chain, arrays, numbers, outs)
+
+    def _evaluate_links(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        """One by one: some formulas are loops here, others NumPy's."""
+        values = dict(zip(chain.arrays, arrays, strict=True))
+        operands = dict(zip(chain.numbers, numbers, strict=True))
+        places = dict(zip(chain.outputs, outs, strict=True))
+        like = outs[0]
+        for target, formula in chain.formulas:
+            out = places.get(target)
+            out = self.empty(like.shape, like.dtype) if out is None else out
+            values[target] = self.evaluate(formula, values, operands, out)
+
+    def part_kernel(
+        self, chain: Chain, numbers: Sequence[float], dtype: Any, size: int
+    ) -> Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], object] | None:
+        if size < twin.SMALLEST or not compiler_loads():
+            return super().part_kernel(chain, numbers, dtype, size)
+        return _loops().part_kernel(chain, numbers, dtype)
+
     def channels(self, blocks: tuple[int, int, int]) -> Channels:
         if math.prod(blocks) < twin.SMALLEST or not compiler_loads():
             return super().channels(blocks)
@@ -54,7 +91,6 @@ class NumbaBackend(CpuBackend):
     """NumPy on the host, and kernels that Numba compiles."""
 
     kernels = "numba"
-    chains_formulas = False  # alone a formula is NumPy's or a loop's, as it suits its size
     xp = NumbaNamespace()
 
     def packed(self, array: Any) -> Any:

@@ -131,6 +131,8 @@ class Widened(Twin):
 class Bfloat16Backend(NumbaBackend):
     """NumPy on the host, with results of bfloat16 and parameters of float32."""
 
+    chains_formulas = False  # results are rounded between formulas, which loops do not
+
     def __init__(self, type_config: str) -> None:
         super().__init__("float")
         self.type_config = type_config

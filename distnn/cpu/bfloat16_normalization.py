@@ -45,9 +45,7 @@ class Bfloat16Channels(CompiledChannels):
         squares = found[:, 1] + counts * (found[:, 0] / counts - centre) ** 2
         return total, squares.sum(0)
 
-    def products(
-        self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def products(self, dy: Any, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         arrays = self._arranged(dy), self._arranged(x)
         total = self._partials(_products, *arrays, mean.reshape(-1)).sum(0)
         return total[0], total[1]

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..functions.channels import Channels
+from ..functions.channels import Channels, Part
+from ..functions.normalization_chains import COMBINED, SCALED, SHIFTED
 from .compiler import kernel
+from .elementwise import evaluate
 
 # From here on the inner loop over B is worth a vector loop.
 _LONG = 16
 
 # Sums may be made in any order, which is the compiler's and the same in every run.
 _sums = partial(kernel, fastmath={"reassoc", "contract"})
-_maps = partial(kernel, fastmath={"contract"})
 
 
 class CompiledChannels(Channels):
@@ -32,14 +33,13 @@ class CompiledChannels(Channels):
         self.columns = self.channels if self.rows else self.channels * self.inner
 
     def total(self, x: np.ndarray) -> np.ndarray:
-        found = self._partials(
-            _total_of_rows if self.rows else _total_of_columns, self._arranged(x)
-        )
+        body = _total_of_rows if self.rows else _total_of_columns
+        found = self._partials(body, self._arranged(x))
         return self._of_channels(found[:, 0].sum(0))
 
     def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._arranged(x)
-        found = self._partials(_totals_of_rows if self.rows else _totals_of_columns, rows)
+        body = _totals_of_rows if self.rows else _totals_of_columns
+        found = self._partials(body, self._arranged(x))
         total = self._of_channels(found[:, 0].sum(0))
         centre = self._numbers(self.mean(total), x.dtype)
         # Parts have squares about their own means: Chan, Golub & LeVeque 1979.
@@ -49,11 +49,15 @@ class CompiledChannels(Channels):
         return total, self._of_channels(squares.sum(0))
 
     def products(
-        self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
+        self, dy: np.ndarray | Part, x: np.ndarray, mean: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         body = _products_of_rows if self.rows else _products_of_columns
+        part, x = self.part(dy), self._arranged(x)
         found = self._partials(
-            body, self._arranged(dy), self._arranged(x), self._numbers(mean, x.dtype)
+            body,
+            lambda i, j: part(i, j).reshape(-1, *x.shape[1:]),
+            x,
+            self._numbers(mean, x.dtype),
         )
         total = found.sum(0)
         return self._of_channels(total[0]), self._of_channels(total[1])
@@ -61,11 +65,9 @@ class CompiledChannels(Channels):
     def scale(
         self, x: np.ndarray, mean: np.ndarray, a: np.ndarray, b: np.ndarray | None, y: np.ndarray
     ) -> None:
-        body = _scale_rows if self.rows else _scale_columns
-        x, y = self._arranged(x), self._arranged(y)
-        shift = np.zeros_like(mean) if b is None else b
-        numbers = [self._numbers(n, x.dtype) for n in (mean, a, shift)]
-        self.map(lambda i, j: body(x[i:j], *numbers, y[i:j]))
+        arrays = self._with_planes([x], mean, a, *([] if b is None else [b]))
+        if not evaluate(SCALED if b is None else SHIFTED, arrays, [], y):
+            super().scale(x, mean, a, b, y)
 
     def combine(
         self,
@@ -75,10 +77,16 @@ class CompiledChannels(Channels):
         numbers: tuple[np.ndarray, np.ndarray, np.ndarray],
         dx: np.ndarray,
     ) -> None:
-        body = _combine_rows if self.rows else _combine_columns
-        dy, x, dx = (self._arranged(a) for a in (dy, x, dx))
-        repeated = [self._numbers(n, x.dtype) for n in (mean, *numbers)]
-        self.map(lambda i, j: body(dy[i:j], x[i:j], *repeated, dx[i:j]))
+        if not evaluate(COMBINED, self._with_planes([dy, x], mean, *numbers), [], dx):
+            super().combine(dy, x, mean, numbers, dx)
+
+    def plane(self, values: np.ndarray) -> np.ndarray:
+        column = values.reshape(self.channels, 1)
+        return column if self.rows else np.repeat(column, self.inner, axis=1)
+
+    def _with_planes(self, arrays: list[np.ndarray], *numbers: np.ndarray) -> list[np.ndarray]:
+        dtype = arrays[0].dtype
+        return [*arrays, *(self.plane(n.astype(dtype, copy=False))[None] for n in numbers)]
 
     def _arranged(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self.shape if self.rows else (self.batch, self.columns))
@@ -91,15 +99,17 @@ class CompiledChannels(Channels):
     def _of_channels(self, values: np.ndarray) -> np.ndarray:
         return values if self.rows else values.reshape(self.channels, self.inner).sum(1)
 
-    def _partials(self, body: Any, *arrays: np.ndarray) -> np.ndarray:
-        """(parts, 2, columns): what body(*arrays, first, second) finds in each part of axis A."""
-        split = [a for a in arrays if a.ndim > 1]
-        whole = [a for a in arrays if a.ndim == 1]
+    def _partials(self, body: Any, *arrays: np.ndarray | Part) -> np.ndarray:
+        """(parts, 2, columns): what body(*arrays, first, second) adds to zeros, by parts of axis A.
+
+        Arrays with one axis are whole in each part.
+        """
+        split = [self.part(a) for a in arrays if callable(a) or a.ndim > 1]
+        whole = [a for a in arrays if not callable(a) and a.ndim == 1]
         found = np.zeros((-(-self.batch // self.grain), 2, self.columns))
 
         def work(i: int, j: int) -> None:
-            part = found[i // self.grain]
-            body(*[a[i:j] for a in split], *whole, part[0], part[1])
+            body(*[part(i, j) for part in split], *whole, *found[i // self.grain])
 
         self.map(work)
         return found
@@ -107,19 +117,19 @@ class CompiledChannels(Channels):
 
 @_sums
 def _total_of_rows(x, total, _):
-    """Of a part x (a, C, B), for each channel."""
+    """Of a part x (a, C, B), for each channel; here and below results are zeros before."""
     n_a, n_c, n_b = x.shape
-    for c in range(n_c):
-        s = 0.0
-        for a in range(n_a):
+    for a in range(n_a):
+        for c in range(n_c):
+            s = 0.0
             for b in range(n_b):
                 s += np.float64(x[a, c, b])
-        total[c] = s
+            total[c] += s
 
 
 @_sums
 def _total_of_columns(x, total, _):
-    """Of a part x (a, K), for each column; results are zeros before."""
+    """Of a part x (a, K), for each column."""
     n_a, n_k = x.shape
     for a in range(n_a):
         for k in range(n_k):
@@ -130,24 +140,21 @@ def _total_of_columns(x, total, _):
 def _totals_of_rows(x, total, squares):
     """Of a part x (a, C, B): its sums, and sums of squares about its means."""
     n_a, n_c, n_b = x.shape
-    for c in range(n_c):
-        s = 0.0
-        for a in range(n_a):
+    _total_of_rows(x, total, squares)
+    mean = total / (n_a * n_b)
+    for a in range(n_a):
+        for c in range(n_c):
+            m = mean[c]
+            q = 0.0
             for b in range(n_b):
-                s += np.float64(x[a, c, b])
-        mean = s / (n_a * n_b)
-        q = 0.0
-        for a in range(n_a):
-            for b in range(n_b):
-                centred = np.float64(x[a, c, b]) - mean
+                centred = np.float64(x[a, c, b]) - m
                 q += centred * centred
-        total[c] = s
-        squares[c] = q
+            squares[c] += q
 
 
 @_sums
 def _totals_of_columns(x, total, squares):
-    """Of a part x (a, K), for each column; results are zeros before."""
+    """Of a part x (a, K), for each column."""
     n_a, n_k = x.shape
     for a in range(n_a):
         for k in range(n_k):
@@ -162,17 +169,17 @@ def _totals_of_columns(x, total, squares):
 @_sums
 def _products_of_rows(dy, x, mean, total, product):
     n_a, n_c, n_b = x.shape
-    for c in range(n_c):
-        centre = np.float64(mean[c])
-        s = 0.0
-        p = 0.0
-        for a in range(n_a):
+    for a in range(n_a):
+        for c in range(n_c):
+            m = np.float64(mean[c])
+            s = 0.0
+            p = 0.0
             for b in range(n_b):
                 d = np.float64(dy[a, c, b])
                 s += d
-                p += d * (np.float64(x[a, c, b]) - centre)
-        total[c] = s
-        product[c] = p
+                p += d * (np.float64(x[a, c, b]) - m)
+            total[c] += s
+            product[c] += p
 
 
 @_sums
@@ -183,39 +190,3 @@ def _products_of_columns(dy, x, mean, total, product):
             d = np.float64(dy[a, k])
             total[k] += d
             product[k] += d * (np.float64(x[a, k]) - np.float64(mean[k]))
-
-
-@_maps
-def _scale_rows(x, mean, scale, shift, y):
-    n_a, n_c, n_b = x.shape
-    for a in range(n_a):
-        for c in range(n_c):
-            m, s, t = mean[c], scale[c], shift[c]
-            for b in range(n_b):
-                y[a, c, b] = (x[a, c, b] - m) * s + t
-
-
-@_maps
-def _scale_columns(x, mean, scale, shift, y):
-    n_a, n_k = x.shape
-    for a in range(n_a):
-        for k in range(n_k):
-            y[a, k] = (x[a, k] - mean[k]) * scale[k] + shift[k]
-
-
-@_maps
-def _combine_rows(dy, x, mean, of_dy, of_x, constant, dx):
-    n_a, n_c, n_b = x.shape
-    for a in range(n_a):
-        for c in range(n_c):
-            m, p, q, r = mean[c], of_dy[c], of_x[c], constant[c]
-            for b in range(n_b):
-                dx[a, c, b] = dy[a, c, b] * p - (x[a, c, b] - m) * q - r
-
-
-@_maps
-def _combine_columns(dy, x, mean, of_dy, of_x, constant, dx):
-    n_a, n_k = x.shape
-    for a in range(n_a):
-        for k in range(n_k):
-            dx[a, k] = dy[a, k] * of_dy[k] - (x[a, k] - mean[k]) * of_x[k] - constant[k]

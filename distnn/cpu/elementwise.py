@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..formula import Assignments, Formula, operation
+from ..formula_chain import Chain
 from ..formula_lines import Lines, UnknownOperation, written
 from ..threads import parallel_for
 from . import mathematics
@@ -57,8 +58,8 @@ _TEXTS = {
     "literal": "T({0})",
 }
 _OF_FLOAT32 = {name: name + "({0})" for name in ("exp", "expm1", "log", "log1p", "tanh", "sigmoid")}
-# Operations that NumPy does in one pass over memory, as fast as a loop of ours.
-_ONE_PASS = {*_TEXTS, *_OF_FLOAT32} - {"where", "sigmoid"}
+# Operations that NumPy does in one pass over memory, as fast as a loop of ours and with its bits.
+_ONE_PASS = {*_TEXTS} - {"where"}
 
 # Of elements that loops take; bfloat16 is seen as uint16.
 _BFLOAT16 = "H"
@@ -78,20 +79,49 @@ def evaluate(
         arrays, numbers: in the order of the formula's names.
         out: may be one of the arrays, but not overlap one in another way.
     """
-    out, *arrays = map(bits, (out, *arrays))
-    layout = _layout(out, arrays)
+    return _evaluate(formula, arrays, numbers, (out,))
+
+
+def evaluate_chain(
+    chain: Chain, arrays: Sequence[np.ndarray], numbers: Sequence[float], outs: Sequence[np.ndarray]
+) -> bool:
+    """The outputs of a chain, of one shape, if a loop can compute it; returns whether it did."""
+    if not _in_one_piece(outs):
+        return False
+    return _evaluate(chain, arrays, numbers, outs)
+
+
+def part_kernel(
+    chain: Chain, numbers: Sequence[float], dtype: np.dtype
+) -> Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None] | None:
+    """f(outs, arrays) that computes parts of a chain, with one axis; None if a loop cannot."""
+    loop = _formula_loop(chain, dtype, (FULL,) * len(chain.arrays), len(chain.outputs), 1)
+    if loop is None:
+        return None
+    settings = loop.settings(*numbers)
+    return lambda outs, arrays: loop.kernel(0, len(outs[0]), *outs, *arrays, *settings)
+
+
+def _evaluate(
+    text: Formula | Chain,
+    arrays: Sequence[np.ndarray],
+    numbers: Sequence[float],
+    outs: Sequence[np.ndarray],
+) -> bool:
+    outs, arrays = [*map(bits, outs)], [*map(bits, arrays)]
+    layout = _layout(outs[0], arrays)
     if layout is None:
         return False
-    address = out.__array_interface__["data"][0]
-    kinds = tuple(
-        OUT if kind == FULL and a.__array_interface__["data"][0] == address else kind
-        for kind, a in zip(layout.kinds, arrays, strict=True)
-    )
-    loop = _formula_loop(formula, out.dtype, kinds, len(layout.blocks))
+    places = {out.__array_interface__["data"][0]: i for i, out in enumerate(outs)}
+    kinds: list[str | int] = [*layout.kinds]
+    for i, (kind, a) in enumerate(zip(kinds, arrays, strict=True)):
+        if kind == FULL:
+            kinds[i] = places.get(a.__array_interface__["data"][0], FULL)
+    loop = _formula_loop(text, outs[0].dtype, tuple(kinds), len(outs), len(layout.blocks))
     if loop is None:
         return False
-    others = (a for a, kind in zip(arrays, kinds, strict=True) if kind != OUT)
-    loop.run((out, *others), numbers, layout.blocks)
+    others = (a for a, kind in zip(arrays, kinds, strict=True) if not isinstance(kind, int))
+    loop.run((*outs, *others), numbers, layout.blocks)
     return True
 
 
@@ -116,8 +146,7 @@ def _in_one_piece(arrays: Sequence[np.ndarray]) -> bool:
     return True
 
 
-# How an array lies beside the result.
-OUT = "out"  # it is the result
+# How an array lies beside the results; a number says that it is one of them.
 FULL = "full"  # element by element
 CHANNEL = "channel"  # one element for each of the neighbouring axes C of (A, C, B)
 ONE = "one"  # one element for all
@@ -180,34 +209,51 @@ class _Loop(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _formula_loop(
-    formula: Formula, dtype: np.dtype, kinds: tuple[str, ...], axes: int
+    text: Formula | Chain, dtype: np.dtype, kinds: tuple[str | int, ...], outs: int, axes: int
 ) -> _Loop | None:
-    """The loop of a formula over arrays of these kinds; None where NumPy is to do it."""
-    lines = _lines(formula.arrays, formula.numbers, dtype)
+    """The loop of a formula or chain over such arrays; None where NumPy is to do it."""
+    half = dtype.char == _BFLOAT16
+    lines = _lines(text.arrays, text.numbers, dtype)
     try:
-        result = lines.value(formula.tree)
+        results = _results(text, lines)
     except UnknownOperation:
         return None
-    single = operation(formula.tree)[0] if len(lines.operations) == 1 else ""
-    half = dtype.char == _BFLOAT16
-    if not half and (not lines.operations or (axes == 1 and single in _ONE_PASS)):
+    if isinstance(text, Formula):
+        single = operation(text.tree)[0] if len(lines.operations) == 1 else ""
+        if not half and (not lines.operations or (axes == 1 and single in _ONE_PASS)):
+            return None
+    elif half:  # results are rounded between its formulas
         return None
-    element = "load({})" if half else "{}"
-    full, loads, before = ["out"], [], []
+    element, value = ("load({})", "store({})") if half else ("{}", "{}")
+    index = _INDICES[axes]
+    targets = [f"out{i}" for i in range(outs)]
+    full, loads, before = [*targets], [], []
     for i, kind in enumerate(kinds):
-        if kind == OUT:
-            loads.append(f"a{i} = " + element.format(f"out[{_INDICES[axes]}]"))
+        if isinstance(kind, int):
+            loads.append(f"a{i} = " + element.format(f"out{kind}[{index}]"))
         elif kind == FULL:
             full.append(f"pa{i}")
-            loads.append(f"a{i} = " + element.format(f"pa{i}[{_INDICES[axes]}]"))
+            loads.append(f"a{i} = " + element.format(f"pa{i}[{index}]"))
         elif kind == CHANNEL:
             loads.append(f"a{i} = " + element.format(f"pa{i}[c]"))
         else:
             before.append(f"a{i} = " + element.format(f"pa{i}[0]"))
-    pointers = ["out", *(f"pa{i}" for i, kind in enumerate(kinds) if kind != OUT)]
-    value = f"store({result})" if half else result
-    body = [*loads, *lines.statements, f"out[{_INDICES[axes]}] = {value}"]
-    return _loop(str(formula), lines, pointers, full, before, axes, body)
+    pointers = [*targets, *(f"pa{i}" for i, kind in enumerate(kinds) if isinstance(kind, str))]
+    stores = [
+        f"{target}[{index}] = {value.format(result)}"
+        for target, result in zip(targets, results, strict=True)
+    ]
+    body = [*loads, *lines.statements, *stores]
+    return _loop(str(text), lines, pointers, full, before, axes, body)
+
+
+def _results(text: Formula | Chain, lines: Lines) -> list[str]:
+    """The names of the values of a formula, or of a chain's outputs; raises UnknownOperation."""
+    if isinstance(text, Formula):
+        return [lines.value(text.tree)]
+    for link in text.links:
+        lines.names[link.target] = lines.value(link.tree)
+    return [lines.names[output] for output in text.outputs]
 
 
 @functools.lru_cache(maxsize=256)
@@ -259,14 +305,15 @@ def _loop(
     text = [*head, *nested, *("    " * axes + line for line in body)]
     source = f"def {name}(start, stop, {', '.join([*pointers, *lines.parameters])}):\n"
     source += "".join(f"    {line}\n" for line in text)
-    return _Loop(_compiled(name, source, lines.dtype.type), lines.settings())
+    return _Loop(_compiled(name, source, lines.dtype), lines.settings())
 
 
-def _compiled(name: str, source: str, dtype: type) -> Any:
-    """The kernel of a source."""
-    text = f"# T is {dtype.__name__}\n{source}"
+@functools.lru_cache(maxsize=4096)
+def _compiled(name: str, source: str, dtype: np.dtype) -> Any:
+    """The kernel of a source; many chains have the same."""
+    text = f"# T is {dtype.name}\n{source}"
     scope: dict[str, Any] = {
-        "__name__": __name__, "T": dtype, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
+        "__name__": __name__, "T": dtype.type, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
         "load": load, "store": store,
         **{name: getattr(mathematics, name) for name in _OF_FLOAT32},
     }  # fmt: skip

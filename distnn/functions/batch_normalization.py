@@ -11,8 +11,10 @@ import numpy as np
 
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
+from ..formula_chain import Chain, Joined
 from ..function import Function, Spec
 from .channels import Channels
+from .normalization_chains import combine_chain, products_of_chain, scale_chain
 from .precision import wide
 from .shapes import axes_of, number, shape_of
 
@@ -118,15 +120,15 @@ class BatchNormalization(BatchStatistics):
         eps: float,
         out: Any = None,
     ) -> Any:
-        exact = wide(x.dtype)
         if out is None:
             out = tuple(xp.empty(s.shape, s.dtype) for s in self.setup(x, beta, gamma, mean, mean))
-        y, batch_mean, batch_variance, centre, inverse_deviation = out
-        blocks = self.blocks(x.shape)
-        count = x.size // centre.size
-        if blocks is None or x.dtype != exact:
+        y, *results = out
+        centre, inverse_deviation = results[2:]
+        channels = self.direct(xp, x)
+        if channels is None:
             axes = self.summed(x.ndim)
-            x = x.astype(exact, copy=False)
+            x = x.astype(centre.dtype, copy=False)
+            count = x.size // centre.size
             centre[...] = xp.sum(x, axes, True) / count
             centred = x - centre
             spread = xp.sum(centred * centred, axes, True) / count
@@ -135,15 +137,102 @@ class BatchNormalization(BatchStatistics):
             scaled = scaled if gamma is None else scaled * gamma
             y[...] = scaled if beta is None else scaled + beta
         else:
-            channels = xp.channels(blocks)
-            spread = _normalize(channels, x, beta, gamma, eps, y, centre, inverse_deviation)
+            spread = _statistics(channels, x, eps, centre, inverse_deviation)
+            scale_and_shift(channels, x, centre, inverse_deviation, beta, gamma, y)
+        return (y, *self._with_updates(x, spread, mean, variance, decay_rate, results))
+
+    def direct(self, xp: Any, x: Any) -> Channels | None:
+        """Work on x as it lies in memory; None where it has to be moved or widened first."""
+        blocks = self.blocks(x.shape)
+        return None if blocks is None or x.dtype != wide(x.dtype) else xp.channels(blocks)
+
+    def _with_updates(
+        self, x: Any, spread: Any, mean: Any, variance: Any, decay_rate: float, results: list
+    ) -> tuple:
+        """The results after y, and the new running statistics."""
+        batch_mean, batch_variance, centre, _ = results
+        exact = centre.dtype
+        count = x.size // centre.size
         batch_mean[...], batch_variance[...] = centre, spread
         unbiased = count / max(count - 1, 1)
         return (
-            *out,
+            *results,
             decay_rate * mean.astype(exact, copy=False) + (1 - decay_rate) * centre,
             decay_rate * variance.astype(exact, copy=False) + (1 - decay_rate) * unbiased * spread,
         )
+
+    # Batch normalization takes every chain (see fusion.py).
+
+    def joins(self, chain: Chain) -> bool:
+        return True
+
+    def forward_joined(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        joined: Joined,
+        decay_rate: float,
+        eps: float,
+        out: Any,
+    ) -> Any:
+        results = list(out[1:])
+        channels = self.direct(xp, x)
+        if channels is None:
+            y = xp.empty(x.shape, x.dtype)
+            y, *results = BatchNormalization.forward(
+                self, xp, x, beta, gamma, mean, variance,
+                decay_rate=decay_rate, eps=eps, out=(y, *results),
+            )  # fmt: skip
+            xp.evaluate_chain(joined.chain, [y, *joined.arrays], joined.numbers, joined.outs)
+            return (None, *results)
+        centre, inverse = results[2:]
+        spread = _statistics(channels, x, eps, centre, inverse)
+        scale = inverse if gamma is None else inverse * gamma
+        scale_chain(xp, channels, x, centre, scale, beta, joined)
+        return (None, *self._with_updates(x, spread, mean, variance, decay_rate, results))
+
+    def joins_backward(self, chain: Chain) -> bool:
+        return True
+
+    def backward_joined(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        centre: Any,
+        inverse_deviation: Any,
+        *,
+        joined: Joined,
+        out: Any,
+    ) -> None:
+        channels = self.direct(xp, x)
+        found = None if channels is None else products_of_chain(xp, channels, joined, x, centre)
+        if channels is None or found is None:
+            dy = xp.empty(x.shape, x.dtype)
+            xp.evaluate_chain(joined.chain, joined.arrays, joined.numbers, (dy, *joined.outs))
+            statistics = (centre, inverse_deviation)
+            BatchNormalization.backward(
+                self, xp, need, dy, dbatch_mean, dbatch_variance, x, gamma, *statistics, out=out
+            )
+            return
+        dbeta, dgamma = found
+        dgamma *= inverse_deviation.reshape(-1)
+        sums = (dbeta, dgamma, dbatch_mean, dbatch_variance)
+        numbers = gradient_numbers(gamma, inverse_deviation, sums, channels.count, x.dtype)
+        combine_chain(xp, channels, joined, x, centre, numbers, out.x if need.x else None)
+        if need.beta:
+            out.beta[...] = dbeta.reshape(centre.shape)
+        if need.gamma:
+            out.gamma[...] = dgamma.reshape(centre.shape)
 
     # With x' = (x - mean) / deviation and m elements a channel:
     # dx = gamma / deviation (dy - sum dy / m - x' sum(dy x') / m)
@@ -211,23 +300,12 @@ class BatchNormalization(BatchStatistics):
             out.x[...] = dx.transpose(np.argsort(order))
 
 
-def _normalize(
-    channels: Channels,
-    x: Any,
-    beta: Any,
-    gamma: Any,
-    eps: float,
-    y: Any,
-    mean: Any,
-    inverse: Any,
-) -> np.ndarray:
-    """Write y, mean and inverse deviation; returns the variance."""
-    x, y = x.reshape(channels.shape), y.reshape(channels.shape)
-    total, squares = channels.totals(x)
+def _statistics(channels: Channels, x: Any, eps: float, mean: Any, inverse: Any) -> np.ndarray:
+    """Write mean and inverse deviation; returns the variance."""
+    total, squares = channels.totals(x.reshape(channels.shape))
     mean[...] = channels.mean(total).reshape(mean.shape)
     variance = channels.mean(squares).astype(x.dtype).reshape(mean.shape)
     inverse[...] = 1 / np.sqrt(variance.astype(np.float64) + eps)
-    scale_and_shift(channels, x, mean, inverse, beta, gamma, y)
     return variance
 
 
@@ -235,6 +313,7 @@ def scale_and_shift(
     channels: Channels, x: Any, mean: Any, inverse: Any, beta: Any, gamma: Any, y: Any
 ) -> None:
     """y = gamma (x - mean) inverse + beta."""
+    x, y = x.reshape(channels.shape), y.reshape(channels.shape)
     channels.scale(x, mean, inverse if gamma is None else inverse * gamma, beta, y)
 
 
@@ -279,6 +358,14 @@ def input_gradient(
     dx: Any,
 ) -> None:
     """Write dx of a batch of m elements a channel; `sums` over it: dy, dy x', dmean, dvariance."""
+    numbers = gradient_numbers(gamma, inverse, sums, m, x.dtype)
+    channels.combine(dy, x, mean, numbers, dx.reshape(channels.shape))
+
+
+def gradient_numbers(
+    gamma: Any, inverse: Any, sums: tuple[Any, Any, Any, Any], m: float, dtype: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(a, b, c) per channel in dx = dy a - (x - mean) b - c; `sums` as for input_gradient."""
     dbeta, dgamma, dmean, dvariance = sums
     scale = (inverse if gamma is None else inverse * gamma).reshape(-1).astype(np.float64)
     of_centred = scale * inverse.reshape(-1) * dgamma / m
@@ -287,8 +374,8 @@ def input_gradient(
         of_centred -= 2 / m * dvariance.reshape(-1)
     if dmean is not None:
         constant -= dmean.reshape(-1) / m
-    a, b, c = (v.astype(wide(x.dtype)) for v in (scale, of_centred, constant))
-    channels.combine(dy, x, mean, (a, b, c), dx.reshape(channels.shape))
+    a, b, c = (v.astype(wide(dtype)) for v in (scale, of_centred, constant))
+    return a, b, c
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ _PART = 65536
 # From here on NumPy's inner loops over B are long enough to broadcast a number per channel.
 _LONG = 128
 
-Body = Callable[[int, int], np.ndarray]
+Body = Callable[[int, int], tuple[np.ndarray, ...]]
+Part = Callable[[int, int], np.ndarray]
 
 
 class Channels:
@@ -38,14 +39,13 @@ class Channels:
             return column
         return np.repeat(column, self.inner, axis=1)
 
-    def sums(self, *bodies: Body) -> list[np.ndarray]:
-        """For each body the sum per channel, in float64, of the arrays body(i, j) of parts."""
+    def sums(self, body: Body, number: int) -> list[np.ndarray]:
+        """The sums per channel, in float64, of the `number` arrays body(i, j) of parts."""
         parts = -(-self.batch // self.grain)
-        totals = [np.zeros((parts, self.channels), np.float64) for _ in bodies]
+        totals = [np.zeros((parts, self.channels), np.float64) for _ in range(number)]
 
         def work(i: int, j: int) -> None:
-            for total, body in zip(totals, bodies, strict=True):
-                values = body(i, j)
+            for total, values in zip(totals, body(i, j), strict=True):
                 if self.inner >= _LONG:
                     rows = np.add.reduce(values, axis=2)
                     total[i // self.grain] = np.add.reduce(rows, axis=0, dtype=np.float64)
@@ -61,31 +61,35 @@ class Channels:
 
     def total(self, x: np.ndarray) -> np.ndarray:
         """Per channel, in float64, the sum."""
-        return self.sums(lambda i, j: x[i:j])[0]
+        return self.sums(lambda i, j: (x[i:j],), 1)[0]
 
     def totals(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per channel, in float64, the sum and the sum of squares about the mean in x's dtype."""
         total = self.total(x)
         centre = self.plane(self.mean(total).astype(x.dtype))
 
-        def squares(i: int, j: int) -> np.ndarray:
+        def squares(i: int, j: int) -> tuple[np.ndarray]:
             centred = x[i:j] - centre
-            return np.multiply(centred, centred, out=centred)
+            return (np.multiply(centred, centred, out=centred),)
 
-        return total, self.sums(squares)[0]
+        return total, self.sums(squares, 1)[0]
 
     def products(
-        self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray
+        self, dy: np.ndarray | Part, x: np.ndarray, mean: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Per channel, in float64, the sums of dy and of dy (x - mean)."""
-        centre = self.plane(mean)
+        """Per channel, in float64, the sums of dy and of dy (x - mean); dy may give its parts."""
+        centre, part = self.plane(mean), self.part(dy)
 
-        def products(i: int, j: int) -> np.ndarray:
-            centred = x[i:j] - centre
-            return np.multiply(centred, dy[i:j], out=centred)
+        def products(i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+            d, centred = part(i, j), x[i:j] - centre
+            return d, np.multiply(centred, d, out=centred)
 
-        total, product = self.sums(lambda i, j: dy[i:j], products)
+        total, product = self.sums(products, 2)
         return total, product
+
+    def part(self, array: np.ndarray | Part) -> Part:
+        """The function of a part's bounds that gives it."""
+        return array if callable(array) else lambda i, j: array[i:j]
 
     # In the two below there is one number per channel of `mean` and of a, b, c.
 

@@ -13,15 +13,23 @@ from typing import Any
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..formula import Formula
+from ..formula_chain import Chain, Joined, Link
 from ..function import Spec
 from .activation import relu
 from .arithmetic import add2
 from .batch_normalization import BatchNormalization, FixedNormalization, checked
 from .shapes import shape_of
 
-_RELU = Formula("maximum(y, 0)", ("y",), ())
-_ADD_RELU = Formula("maximum(y + z, 0)", ("y", "z"), ())
+_RELU = Link("r", Formula("maximum(y, 0)", ("y",), ()).tree)
+_ADD_RELU = Link("r", Formula("maximum(y + z, 0)", ("y", "z"), ()).tree)
 _PASSED = Formula("where(y > 0, dy, 0)", ("y", "dy"), ())
+_COPY = Link("dz", Formula("passed", ("passed",), ()).tree)
+# What follows batch normalization, and what its gradient passes first; without and with z.
+_FOLLOWING = (Chain([_RELU], ("y",), (), ("r",)), Chain([_ADD_RELU], ("y", "z"), (), ("r",)))
+_PASSING = [
+    Chain([Link("passed", _PASSED.tree), *copy], ("y", "dy"), (), ("passed", *outputs))
+    for copy, outputs in (((), ()), ((_COPY,), ("dz",)))
+]
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,21 @@ class FusedBatchNormalization(BatchNormalization):
         eps: float,
         out: Any = None,
     ) -> Any:
-        results = super().forward(
-            xp, x, beta, gamma, mean, variance, decay_rate=decay_rate, eps=eps, out=out
-        )
-        y = results[0]
-        if z is None:
-            xp.evaluate(_RELU, {"y": y}, {}, y)
-        else:
-            xp.evaluate(_ADD_RELU, {"y": y, "z": z}, {}, y)
-        return results
+        if out is None:
+            specs = self.setup(x, beta, gamma, mean, variance, z)
+            out = tuple(xp.empty(spec.shape, spec.dtype) for spec in specs)
+        others = () if z is None else (z,)
+        _, *results = self.forward_joined(
+            xp, x, beta, gamma, mean, variance, decay_rate=decay_rate, eps=eps, out=out,
+            joined=Joined(_FOLLOWING[len(others)], others, (), out[:1]),
+        )  # fmt: skip
+        return (out[0], *results)
+
+    def joins(self, chain: Chain) -> bool:
+        return False
+
+    def joins_backward(self, chain: Chain) -> bool:
+        return False
 
     # Gradients are those of batch normalization for the dy of positive y.
 
@@ -116,24 +130,17 @@ class FusedBatchNormalization(BatchNormalization):
         *,
         out: Any,
     ) -> None:
-        if dy is not None:
-            passed = out.z if need.z else xp.empty(y.shape, y.dtype)
-            dy = xp.evaluate(_PASSED, {"y": y, "dy": dy}, {}, passed)
-        elif need.z:
-            out.z[...] = 0
-        if need.x or need.beta or need.gamma:
-            super().backward(
-                xp,
-                need,
-                dy,
-                dbatch_mean,
-                dbatch_variance,
-                x,
-                gamma,
-                centre,
-                inverse_deviation,
-                out=out,
-            )
+        reads = (dbatch_mean, dbatch_variance, x, gamma, centre, inverse_deviation)
+        if dy is None:
+            if need.z:
+                out.z[...] = 0
+            super().backward(xp, need, None, *reads, out=out)
+        elif need.x or need.beta or need.gamma:
+            outs = (out.z,) if need.z else ()
+            joined = Joined(_PASSING[len(outs)], (y, dy), (), outs)
+            self.backward_joined(xp, need, None, *reads, joined=joined, out=out)
+        else:
+            xp.evaluate(_PASSED, {"y": y, "dy": dy}, {}, out.z)
 
 
 @function_api
