@@ -79,6 +79,15 @@ class NumbaNamespace(NumpyNamespace):
             return super().part_kernel(chain, numbers, dtype, size)
         return _loops().part_kernel(chain, numbers, dtype)
 
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if a.ndim == b.ndim == 2 and a.size * b.shape[1] >= twin.LARGE_PRODUCT and compiler_loads():
+            from . import matmul
+
+            if matmul.suits(a, b, out):
+                out = self.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+                return matmul.multiply(a, b, out)
+        return super().matmul(a, b, out)
+
     def channels(self, blocks: tuple[int, int, int]) -> Channels:
         if math.prod(blocks) < twin.SMALLEST or not compiler_loads():
             return super().channels(blocks)

@@ -17,6 +17,7 @@ from ..threads import parallel_for
 from . import gemm
 from .compiler import kernel
 from .mathematics import sigmoid, tanh
+from .matmul import packed
 from .simd import LANES, load, store
 from .twin import CpuTwin
 
@@ -46,19 +47,13 @@ class _Layer(CpuTwin):
         parallel_for(lambda i, j: kernel(*arguments, reverse, i, j), batch, _EXAMPLES)
 
 
-def _packed(matrix: np.ndarray) -> np.ndarray:
-    """(K, N) as (N / 16, K, 16)."""
-    rows, columns = matrix.shape
-    blocks = matrix.reshape(rows, columns // LANES, LANES).transpose(1, 0, 2)
-    return np.ascontiguousarray(blocks)
-
-
 def _flat_bias(b: Any, length: int, dtype: Any) -> np.ndarray:
     return np.zeros(length, dtype) if b is None else np.ascontiguousarray(b).reshape(-1)
 
 
-def _zeros_for_none(like: np.ndarray, *arrays: Any) -> list[np.ndarray]:
-    return [np.zeros_like(like) if a is None else np.ascontiguousarray(a) for a in arrays]
+def _contiguous(array: Any, dtype: Any) -> np.ndarray:
+    """For None an array without elements."""
+    return np.empty((0, 0, 0), dtype) if array is None else np.ascontiguousarray(array)
 
 
 class Rnn(_Layer):
@@ -69,7 +64,7 @@ class Rnn(_Layer):
         wh = self._project(xp, x, w, y)
         bias = _flat_bias(b, y.shape[2], x.dtype)
         first = np.ascontiguousarray(h)
-        self._run(_rnn, x.shape[1], bias, first, _packed(wh.T), y, self._squashed)
+        self._run(_rnn, x.shape[1], bias, first, packed(wh.T), y, self._squashed)
         return y
 
     def backward(
@@ -79,7 +74,7 @@ class Rnn(_Layer):
         dz = xp.empty(y.shape, y.dtype)
         dh = np.empty(h.shape, h.dtype)
         dy = np.ascontiguousarray(dy)
-        self._run(_rnn_back, x.shape[1], dy, y, _packed(wh), dz, dh, self._squashed)
+        self._run(_rnn_back, x.shape[1], dy, y, packed(wh), dz, dh, self._squashed)
         self.function.give(xp, need, out, dz, dh, x, h, w, y)
 
     @property
@@ -99,18 +94,18 @@ class Lstm(_Layer):
         wh = self._project(xp, x, w, gates)
         bias = _flat_bias(b, gates.shape[2], x.dtype)
         first = (np.ascontiguousarray(h), np.ascontiguousarray(c))
-        self._run(_lstm, x.shape[1], gates, bias, *first, _packed(wh.T), y, cell)
+        self._run(_lstm, x.shape[1], gates, bias, *first, packed(wh.T), y, cell)
         return out
 
     def backward(
         self, xp: Any, need: Any, dy: Any, dcell: Any, x: Any, h: Any, c: Any, w: Any, y: Any,
         cell: Any, gates: Any, *, out: Any,
     ) -> None:  # fmt: skip
-        dy, dcell = _zeros_for_none(y, dy, dcell)
+        dy, dcell = _contiguous(dy, y.dtype), _contiguous(dcell, y.dtype)
         _, wh = self.function.split(xp, w, x.shape[2])
         dz = xp.empty(gates.shape, gates.dtype)
         dh, dc = np.empty(h.shape, h.dtype), np.empty(h.shape, h.dtype)
-        known = (dy, dcell, gates, cell, np.ascontiguousarray(c), _packed(wh))
+        known = (dy, dcell, gates, cell, np.ascontiguousarray(c), packed(wh))
         self._run(_lstm_back, x.shape[1], *known, dz, dh, dc)
         self.function.give(xp, need, out, dz, dh, dc, x, h, w, y)
 
@@ -125,7 +120,7 @@ class Gru(_Layer):
         wh = self._project(xp, x, w, gates)
         bias = _flat_bias(b, 4 * h.shape[1], x.dtype)
         first = np.ascontiguousarray(h)
-        self._run(_gru, x.shape[1], gates, bias, first, _packed(wh.T), y, q)
+        self._run(_gru, x.shape[1], gates, bias, first, packed(wh.T), y, q)
         return out
 
     def backward(
@@ -135,7 +130,7 @@ class Gru(_Layer):
         _, wh = self.function.split(xp, w, x.shape[2])
         dz, dzh = xp.empty(gates.shape, gates.dtype), xp.empty(gates.shape, gates.dtype)
         dh = np.empty(h.shape, h.dtype)
-        known = (np.ascontiguousarray(dy), gates, q, y, np.ascontiguousarray(h), _packed(wh))
+        known = (np.ascontiguousarray(dy), gates, q, y, np.ascontiguousarray(h), packed(wh))
         self._run(_gru_back, x.shape[1], *known, dz, dzh, dh)
         self.function.give(xp, need, out, dz, dzh, dh, x, h, w, y)
 
@@ -274,8 +269,9 @@ def _lstm_states(gates, before, cell, y):
 
 @_contracted
 def _lstm_back(dy, dcell, gates, cell, c, packed, dz, dh_first, dc_first, reverse, start, stop):
-    steps, batch, hidden = dy.shape
+    steps, batch, hidden = cell.shape
     n, rows = hidden // LANES, _rows(stop - start)
+    zeros = np.zeros(hidden, np.float32)
     back = np.zeros(n * rows * LANES, np.float32)
     outer = np.zeros(4 * n * rows * LANES, np.float32)
     dh = np.empty(hidden, np.float32)
@@ -285,9 +281,10 @@ def _lstm_back(dy, dcell, gates, cell, c, packed, dz, dh_first, dc_first, revers
         for i in range(stop - start):
             row = start + i
             before = c[row] if step == 0 else cell[t + 1 if reverse else t - 1, row]
-            dh[:] = dy[t, row]
+            dh[:] = dy[t, row] if dy.size else zeros
             _add_out(back, i, rows, dh, 0, n)
-            dc[i] += dcell[t, row]
+            if dcell.size:
+                dc[i] += dcell[t, row]
             _lstm_row_back(gates[t, row], before, cell[t, row], dh, dc[i], dz[t, row])
             _copy_in(dz, (t * batch + row) * 4 * hidden, 4 * n, outer, i, rows)
         _multiply(outer, packed, back, 4 * n, n, rows)

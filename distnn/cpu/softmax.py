@@ -8,6 +8,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
 
 from ..function import Spec
 from ..functions.softmax import check_labels
@@ -15,6 +17,8 @@ from ..threads import parallel_for
 from .compiler import kernel
 from .mathematics import exp
 from .twin import CpuTwin
+
+intrinsic: Any = numba.extending.intrinsic
 
 # Elements of a part that one thread works on.
 _PART = 32_768
@@ -81,32 +85,53 @@ class SoftmaxCrossEntropy(_Softmax):
         _map(_cross_entropy_gradient, x, target, peak, total, dy, out.x)
 
 
-_LANES = 16
+# What turns bits of negative float32 into whole numbers in the order of what they stand for.
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
+_LEAST = np.int32(-(2**31))
+_31 = np.int32(31)
 
 
 @numba.njit(error_model="numpy")
-def _largest(x, i, lanes):
-    """The largest of row i that is no NaN; lane by lane, which makes vector code of it."""
-    for lane in range(_LANES):
-        lanes[lane] = -np.inf
-    whole = x.shape[1] // _LANES
-    for q in range(whole):
-        for lane in range(_LANES):
-            value = x[i, q * _LANES + lane]
-            lanes[lane] = value if value > lanes[lane] else lanes[lane]
-    largest = np.float32(-np.inf)
-    for lane in range(_LANES):
-        largest = max(largest, lanes[lane])
-    for k in range(_LANES * whole, x.shape[1]):
-        largest = x[i, k] if x[i, k] > largest else largest
-    return largest
+def _largest(row):
+    """The largest number of a row; of whole numbers, since comparing floats makes no vector code.
+
+    With a NaN it may be that, which makes no difference to their exponentials.
+    """
+    bits = row.view(np.int32)
+    largest = _LEAST
+    for k in range(bits.size):
+        b = bits[k]
+        largest = np.int32(max(largest, np.int32(b ^ np.int32(np.int32(b >> _31) & _ALL_BUT_SIGN))))
+    return _float(np.int32(largest ^ np.int32(np.int32(largest >> _31) & _ALL_BUT_SIGN)))
+
+
+@intrinsic
+def _float(_, bits):
+    """The float32 with these bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+# Below this e^x is no normal number, and slow to compute with.
+_FAR = np.float32(-87.0)
+
+
+@numba.njit(error_model="numpy")
+def _exp(x):
+    """e^x of a float32, 0 far below 0: there are many of these where scores are masked."""
+    far = x < _FAR
+    y = exp(_FAR if far else x)
+    return np.float32(0) if far else y
 
 
 @_rows
 def _exponentials(x, i, peak, e):
     """e = exp(row i - peak); returns their sum. In one loop they would not become vector code."""
     for k in range(x.shape[1]):
-        e[k] = exp(x[i, k] - peak)
+        e[k] = _exp(x[i, k] - peak)
     total = 0.0
     for k in range(x.shape[1]):
         total += np.float64(e[k])
@@ -115,9 +140,8 @@ def _exponentials(x, i, peak, e):
 
 @_rows
 def _softmax(x, y):
-    lanes = np.empty(_LANES, np.float32)
     for i in range(x.shape[0]):
-        m = _largest(x, i, lanes)
+        m = _largest(x[i])
         scale = np.float32(1 / _exponentials(x, i, m, y[i]))
         for k in range(x.shape[1]):
             y[i, k] *= scale
@@ -136,9 +160,8 @@ def _softmax_gradient(dy, y, dx):
 
 @_rows
 def _log_softmax(x, y):
-    lanes = np.empty(_LANES, np.float32)
     for i in range(x.shape[0]):
-        m = _largest(x, i, lanes)
+        m = _largest(x[i])
         logarithm = np.float32(math.log(_exponentials(x, i, m, y[i])))
         for k in range(x.shape[1]):
             y[i, k] = (x[i, k] - m) - logarithm
@@ -152,17 +175,16 @@ def _log_softmax_gradient(dy, y, dx):
             total += np.float64(dy[i, k])
         whole = np.float32(total)
         for k in range(dy.shape[1]):
-            dx[i, k] = dy[i, k] - exp(y[i, k]) * whole
+            dx[i, k] = dy[i, k] - _exp(y[i, k]) * whole
 
 
 @_rows
 def _cross_entropy(x, target, loss, peak, total):
     """Returns the number of labels that are out of range, whose rows have no meaning."""
-    lanes = np.empty(_LANES, np.float32)
     e = np.empty(x.shape[1], np.float32)
     wrong = 0
     for i in range(x.shape[0]):
-        m = _largest(x, i, lanes)
+        m = _largest(x[i])
         t = _exponentials(x, i, m, e)
         label = target[i, 0]
         if label < -1 or label >= x.shape[1]:
@@ -182,6 +204,6 @@ def _cross_entropy_gradient(x, target, peak, total, dy, dx):
         d = np.float32(0) if label < 0 else dy[i, 0]
         scale = d / total[i, 0]
         for k in range(x.shape[1]):
-            dx[i, k] = exp(x[i, k] - m) * scale
+            dx[i, k] = _exp(x[i, k] - m) * scale
         if 0 <= label < x.shape[1]:
             dx[i, label] -= d

@@ -15,6 +15,8 @@ from ..twin import Twin, twin_class
 SMALLEST = 8192
 # Where NumPy takes a dozen calls a kernel is faster for less; Numba's import takes 0.3 s, once.
 _SMALLEST = {"softmax.SoftmaxCrossEntropy": 256}
+# Products of matrices with fewer multiplications are BLAS's: packing and threads would cost more.
+LARGE_PRODUCT = 2**23
 # Kernels compute in these; half precision is NumPy's.
 DTYPES = "fd"
 

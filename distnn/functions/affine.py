@@ -19,6 +19,7 @@ class Affine(Function):
     base_axis: int
 
     cuda = "affine.Affine"
+    cpu = "affine.Affine"
 
     def setup(self, x: Spec, w: Spec, b: Spec | None = None) -> Spec:
         depth = math.prod(x.shape[self.base_axis :])

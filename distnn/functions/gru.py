@@ -138,7 +138,7 @@ class Gru(Recurrence):
             out.h[...] = dh
         if need.b:
             out.b[...] = self._of_bias(xp, dz, dzh, out.b.shape)
-        self.write(xp, need, out, dz, x, dzh, self.before(xp, h, y), w)
+        self.write(xp, need, out, dz, x, dzh, h, y, w)
 
 
 @function_api

@@ -147,7 +147,7 @@ class Lstm(Recurrence):
             out.c[...] = dc
         if need.b:
             out.b[...] = xp.sum(dz, (0, 1)).reshape(out.b.shape)
-        self.write(xp, need, out, dz, x, dz, self.before(xp, h, y), w)
+        self.write(xp, need, out, dz, x, dz, h, y, w)
 
 
 @function_api

@@ -71,9 +71,9 @@ class Recurrence(Function, by_signature=False):
         return xp.reshape(xp.call(Concatenate.of(1), *parts), shape)
 
     def write(
-        self, xp: Any, need: Any, out: Any, dz: Any, x: Any, dzh: Any, h: Any, w: Any
+        self, xp: Any, need: Any, out: Any, dz: Any, x: Any, dzh: Any, h: Any, y: Any, w: Any
     ) -> None:
-        """The gradients of x and w, on arrays."""
+        """The gradients of x and w, on arrays; h is the first state, y those after the steps."""
         depth = x.shape[2]
         if need.x:
             wx, _ = self.split(xp, w, depth)
@@ -81,7 +81,12 @@ class Recurrence(Function, by_signature=False):
         if need.w:
             left, right = self.split(xp, out.w, depth)
             xp.matmul(_rows(xp, dz).T, _rows(xp, x), out=left)
-            xp.matmul(_rows(xp, dzh).T, _rows(xp, h), out=right)
+            if len(y) > 1:
+                after, before = (dzh[:-1], y[1:]) if self.reverse else (dzh[1:], y[:-1])
+                xp.matmul(_rows(xp, after).T, _rows(xp, before), out=right)
+                right += xp.matmul(dzh[-1 if self.reverse else 0].T, h)
+            else:
+                xp.matmul(dzh[0].T, h, out=right)
 
 
 def _rows(xp: Any, x: Any) -> Any:

@@ -83,7 +83,7 @@ class Rnn(Recurrence):
             out.h[...] = dh
         if need.b:
             out.b[...] = xp.sum(dz, (0, 1))
-        self.write(xp, need, out, dz, x, dz, self.before(xp, h, y), w)
+        self.write(xp, need, out, dz, x, dz, h, y, w)
 
 
 @function_api
