@@ -13,6 +13,7 @@ import cases_convolution
 import cases_elementwise
 import cases_indexing
 import cases_layer_normalization
+import cases_linear_algebra
 import cases_matrix
 import cases_norm
 import cases_normalization
@@ -43,5 +44,6 @@ CASES: list[Case] = [
     *cases_places.CASES,
     *cases_rearranging.CASES,
     *cases_norm.CASES,
+    *cases_linear_algebra.CASES,
     *cases_operators.CASES,
 ]

@@ -67,7 +67,9 @@ ONE_ARRAY = [
     "log_softmax", "sum", "mean", "prod", "max", "min", "global_average_pooling", "split",
     "add_scalar", "mul_scalar", "pow_scalar", "maximum_scalar", "minimum_scalar", "r_sub_scalar",
     "r_div_scalar", "r_pow_scalar", "round", "binary_tanh", "binary_sigmoid", "flip", "unlink",
-    "cumsum", "cumprod", "sort",
+    "cumsum", "cumprod", "sort", "batch_inv", "batch_det", "batch_logdet", "matrix_diag",
+    "matrix_diag_part", "trilu", "eye_like", "fixed_point_quantize", "pow2_quantize", "isnan",
+    "isinf", "reset_nan", "reset_inf",
 ]  # fmt: skip
 REDUCTIONS = ["sum", "mean", "prod", "max", "min"]
 POOLING = ["average_pooling", "sum_pooling", "max_pooling"]
@@ -534,6 +536,26 @@ ROWS = [
     row("top_n_error", DtypeError, r"n is 1.5; pass a whole number", v(4, 5), n([[0]] * 4), n=1.5),
     *(row(name, ArgumentError, r"outputs has 2 arrays but the function has 1", X, outputs=[X, X])
       for name in ("relu", "softmax", "sum")),
+    row("dot", DtypeError, r"a is ndarray; pass a Variable", np.ones(2), v(2)),
+    row("dot", ShapeError, r"a \(2, 3\) and b \(2, 3\): a's last axis and b's second last", X, X),
+    *(row(name, ShapeError, r"x has shape \(2, 3\); pass square matrices", X)
+      for name in ("batch_inv", "batch_det", "batch_logdet", "matrix_diag_part")),
+    *(row(name, ShapeError, r"x has shape \(2,\); pass matrices \(..., N, M\)", v(2))
+      for name in ("trilu", "eye_like")),
+    *(row(name, ArgumentError, r"got no inputs; pass one or more") for name in ("add_n", "mul_n")),
+    row("affine_grid", ShapeError, r"theta has shape \(5, 2, 3\) and size is \(2, 3, 4\); pass "
+        r"\(B, 2, 3\) for \(H, W\)", v(5, 2, 3), (2, 3, 4)),
+    row("warp_by_grid", ShapeError, r"x has shape \(2, 4, 6, 6\) and grid \(3, 5, 2\); pass",
+        IMAGES, v(3, 5, 2)),
+    row("warp_by_grid", ArgumentError, r"mode is 'cubic'; use one of", IMAGES, v(2, 5, 2), "cubic"),
+    row("warp_by_grid", ArgumentError, r"padding_mode is 'wrap'; use one of", IMAGES, v(2, 5, 2),
+        padding_mode="wrap"),
+    row("fixed_point_quantize", ArgumentError,
+        r"n is 1, sign True and delta 0.0625; a number needs", X, n=1),
+    row("pow2_quantize", ArgumentError, r"n is 2, sign True and with_zero True; a number needs", X,
+        n=2),
+    row("epsilon_insensitive_loss", DtypeError, r"epsilon is 'a'; pass a number", X, X, "a"),
+    row("binary_error", ShapeError, r"shapes do not broadcast: x \(2, 3\), target \(3,\)", X, v(3)),
     row("clip_by_value", DtypeError, r"x is ndarray; pass a Variable", np.ones(2), 0, 1),
     *(row(name, ShapeError, r"binary_weight has shape \(4, 4, 1, 1\) but weight \(5, 4, 3, 3\)",
           IMAGES, v(5, 4, 3, 3), v(4, 4, 1, 1), *alpha)

@@ -24,6 +24,7 @@ from .activation import (
 from .affine import affine, batch_matmul
 from .arithmetic import (
     add2,
+    add_n,
     add_scalar,
     div2,
     equal,
@@ -33,6 +34,8 @@ from .arithmetic import (
     greater_equal_scalar,
     greater_scalar,
     identity,
+    isinf,
+    isnan,
     less,
     less_equal,
     less_equal_scalar,
@@ -49,6 +52,7 @@ from .arithmetic import (
     minimum2,
     minimum_scalar,
     mul2,
+    mul_n,
     mul_scalar,
     not_equal,
     not_equal_scalar,
@@ -57,6 +61,8 @@ from .arithmetic import (
     r_div_scalar,
     r_pow_scalar,
     r_sub_scalar,
+    reset_inf,
+    reset_nan,
     sub2,
     where,
 )
@@ -77,10 +83,22 @@ from .layer_normalization import (
     layer_normalization,
     tensor_normalization,
 )
+from .linear_algebra import (
+    batch_det,
+    batch_inv,
+    batch_logdet,
+    dot,
+    eye_like,
+    matrix_diag,
+    matrix_diag_part,
+    trilu,
+)
 from .loss import (
     absolute_error,
     binary_cross_entropy,
+    binary_error,
     categorical_cross_entropy,
+    epsilon_insensitive_loss,
     huber_loss,
     kl_multinomial,
     sigmoid_cross_entropy,
@@ -125,6 +143,8 @@ from .quantization import (
     binary_tanh,
     binary_weight_affine,
     binary_weight_convolution,
+    fixed_point_quantize,
+    pow2_quantize,
     round,
 )
 from .random_numbers import rand, randint, randn
@@ -136,5 +156,6 @@ from .scan import cumprod, cumsum
 from .shaping import broadcast, concatenate, reshape, slice, split, stack, transpose
 from .softmax import log_softmax, softmax, softmax_cross_entropy
 from .sync_batch_normalization import sync_batch_normalization
+from .warping import affine_grid, warp_by_grid
 
 __all__ = [name for name in dir() if not name.startswith("_")]

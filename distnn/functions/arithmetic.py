@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from ..calling import function_api
 from .elementwise import elementwise
-from .shapes import shape_of
+from .shapes import shape_of, shapes_of
 from .shaping import reshape
 
 _TWO = ("x0", "x1")
@@ -158,3 +159,49 @@ def where(condition: Any, x_true: Any, x_false: Any) -> Any:
     if missing > 0:
         condition = reshape(condition, (*shape, *(1,) * missing))
     return _where(condition, x_true, x_false)
+
+
+isnan = elementwise(
+    "isnan", "1 where x0 is not a number, else 0; no gradient.", inputs=("x0",),
+    y="where(x0 == x0, 0, 1)", dx0="0", example="[1., np.nan] -> [0., 1.]",
+)  # fmt: skip
+isinf = elementwise(
+    "isinf", "1 where x0 is infinite, else 0; no gradient.", inputs=("x0",),
+    y="where(x0 == x0, where(x0 - x0 == 0, 0, 1), 0)", dx0="0", example="[1., np.inf] -> [0., 1.]",
+)  # fmt: skip
+reset_nan = elementwise(
+    "reset_nan", "val where x0 is not a number, else x0.", inputs=("x0",), operands={"val": 0.0},
+    y="where(x0 == x0, x0, val)", dx0="where(x0 == x0, dy, 0)", example="[1., np.nan] -> [1., 0.]",
+)  # fmt: skip
+reset_inf = elementwise(
+    "reset_inf", "val where x0 is infinite, else x0.", inputs=("x0",), operands={"val": 0.0},
+    y="where(x0 == x0, where(x0 - x0 == 0, x0, val), x0)",
+    dx0="where(x0 - x0 == 0, dy, 0)", example="[1., np.inf] -> [1., 0.]",
+)  # fmt: skip
+
+
+def _of_all(name: str, x: tuple[Any, ...], two: Callable[..., Any]) -> Any:
+    shapes_of(name, x)
+    return functools.reduce(two, x) if len(x) > 1 else identity(x[0])
+
+
+@function_api
+def add_n(*x: Any) -> Any:
+    """Sum of arrays of one shape, from the first to the last.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.add_n(nn.Variable((2,)), nn.Variable((2,)), nn.Variable((2,))).shape
+    (2,)
+    """
+    return _of_all("add_n", x, add2)
+
+
+@function_api
+def mul_n(*x: Any) -> Any:
+    """Product of arrays of one shape, from the first to the last.
+
+    >>> import distnn as nn, distnn.functions as F
+    >>> F.mul_n(nn.Variable((2,)), nn.Variable((2,)), nn.Variable((2,))).shape
+    (2,)
+    """
+    return _of_all("mul_n", x, mul2)

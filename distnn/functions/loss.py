@@ -55,6 +55,20 @@ binary_cross_entropy = elementwise(
     example="[0.5]; [1.] -> [0.6931]",
 )  # fmt: skip
 
+epsilon_insensitive_loss = elementwise(
+    "epsilon_insensitive_loss", "Absolute value of the difference beyond epsilon, 0 below it.",
+    inputs=_TWO, operands={"epsilon": None}, y="maximum(abs(x0 - x1) - epsilon, 0)",
+    dx0="where(abs(x0 - x1) > epsilon, where(x0 > x1, dy, -dy), 0)",
+    dx1="where(abs(x0 - x1) > epsilon, where(x0 > x1, -dy, dy), 0)",
+    example="[1., 5.]; [2., 2.] -> [0., 1.]",
+)  # fmt: skip
+binary_error = elementwise(
+    "binary_error", "1 where one of x and target is 0.5 or more and the other less; no gradient.",
+    inputs=("x", "target"),
+    y="where(x >= 0.5, where(target >= 0.5, 0, 1), where(target >= 0.5, 1, 0))",
+    dx="0", dtarget="0", example="[0.2, 0.9]; [1., 1.] -> [1., 0.]",
+)  # fmt: skip
+
 
 @function_api
 def categorical_cross_entropy(x: Any, target: Any, axis: int | None = None) -> Any:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calling import function_api
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from .affine import affine
+from .arithmetic import identity
 from .convolution import convolution
 from .elementwise import elementwise
-from .shapes import number, shape_of
+from .shapes import number, shape_of, whole_number
 
 round = elementwise(
     "round", "Nearest whole number, halves away from 0; the gradient passes through unchanged.",
@@ -34,6 +35,120 @@ binary_sigmoid = elementwise(
     y="where(x > 0, 1, 0)", dx="where(abs(x) > 1, 0, dy * 0.5)",
     example="[-2., 0., 3.] -> [0., 0., 1.]",
 )  # fmt: skip
+
+_fixed_point = elementwise(
+    "fixed_point_quantize", "Nearest of equally distant numbers.",
+    y="minimum(maximum(where(x < 0, -floor(0.5 - x / delta), floor(x / delta + 0.5)) * delta, low),"
+    " high)",
+    dx="where(x > high, dy * beyond, where(x < low, dy * beyond, dy))",
+    operands={"delta": 0.0625, "low": -7.9375, "high": 7.9375, "beyond": 0.0},
+    example="[0.1, 9.] -> [0.125 , 7.9375]",
+)  # fmt: skip
+# 2 to the whole number that is nearest to the logarithm of |x|.
+_POWER = "2 ** floor(log(maximum(abs(x), 1e-37)) * 1.4426950408889634 + 0.5)"
+_pow2 = elementwise(
+    "pow2_quantize", "Nearest power of two.",
+    y=f"where(x < 0, negative, 1) * where(abs(x) < threshold, 0, minimum(maximum({_POWER}, low),"
+    " high)) + where(x < 0, added, 0)",
+    dx=f"where({_POWER} > high, dy * beyond, where(x < 0, dy * below, dy))",
+    operands={
+        "low": 1.0, "high": 2.0, "threshold": 0.0, "negative": -1.0, "added": 0.0, "beyond": 0.0,
+        "below": 1.0,
+    },
+    example="[1.2, 9.] -> [1., 2.]",
+)  # fmt: skip
+
+
+@function_api
+def fixed_point_quantize(
+    x: Any,
+    sign: bool = True,
+    n: int = 8,
+    delta: float = 2**-4,
+    quantize: bool = True,
+    ste_fine_grained: bool = True,
+) -> Any:
+    """Nearest multiple of delta that n bits can name, as a float.
+
+    With `sign` from -(2^(n-1) - 1) delta to (2^(n-1) - 1) delta, else from 0 to (2^n - 1) delta.
+
+    Args:
+        x: array.
+        sign: negative numbers too.
+        n: number of bits.
+        delta: distance of neighbours.
+        quantize: False returns x's values.
+        ste_fine_grained: no gradient beyond the range; False passes it through everywhere.
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> F.fixed_point_quantize(nn.NdArray.from_numpy_array(np.array([0.1, 9.]))).data
+    array([0.125 , 7.9375], dtype=float32)
+    """
+    name = "fixed_point_quantize"
+    shape_of(name, "x", x)
+    n, delta = whole_number(name, "n", n), number(name, "delta", delta)
+    bits = n - bool(sign)
+    if bits < 1 or not delta > 0:
+        raise ArgumentError(
+            f"[{name}] n is {n}, sign {sign} and delta {delta}; a number needs a bit besides the "
+            "sign, and delta has to be above 0"
+        )
+    if not quantize:
+        return identity(x)
+    high = (2**bits - 1) * delta
+    beyond = 0.0 if ste_fine_grained else 1.0
+    return _fixed_point(x, delta=delta, low=-high if sign else 0.0, high=high, beyond=beyond)
+
+
+@function_api
+def pow2_quantize(
+    x: Any,
+    sign: bool = True,
+    with_zero: bool = True,
+    n: int = 8,
+    m: int = 1,
+    quantize: bool = True,
+    ste_fine_grained: bool = True,
+) -> Any:
+    """Nearest power of two, up to 2^m, that n bits can name, as a float.
+
+    |y| = 2^round(log2 |x|) within [2^(m - 2^b + 1), 2^m], b = n without the bits for sign and zero.
+
+    Args:
+        x: array.
+        sign: negative numbers too; else they become 0, or the smallest one.
+        with_zero: 0 for what is smaller than the smallest one by the root of 2.
+        n: number of bits.
+        m: exponent of the largest number.
+        quantize: False returns x's values.
+        ste_fine_grained: no gradient beyond the range; False passes it through everywhere.
+
+    >>> import numpy as np, distnn as nn, distnn.functions as F
+    >>> F.pow2_quantize(nn.NdArray.from_numpy_array(np.array([-0.3, 9.]))).data
+    array([-0.25,  2.  ], dtype=float32)
+    """
+    name = "pow2_quantize"
+    shape_of(name, "x", x)
+    n, m = whole_number(name, "n", n), whole_number(name, "m", m)
+    bits = n - bool(sign) - bool(with_zero)
+    if bits < 1:
+        raise ArgumentError(
+            f"[{name}] n is {n}, sign {sign} and with_zero {with_zero}; a number needs a bit "
+            "besides those of the sign and of zero"
+        )
+    if not quantize:
+        return identity(x)
+    low, beyond = 2.0 ** max(m - 2**bits + 1, -126), 0.0 if ste_fine_grained else 1.0
+    return _pow2(
+        x,
+        low=low,
+        high=2.0**m,
+        threshold=low / math.sqrt(2) if with_zero else 0.0,
+        negative=-1.0 if sign else 0.0,
+        added=0.0 if sign or with_zero else low,
+        beyond=beyond,
+        below=1.0 if sign else beyond,
+    )
 
 
 def _same_shape(function: str, weight: Any, binary_weight: Any) -> tuple[int, ...]:
