@@ -3,7 +3,7 @@
 A launch costs the host as much as one kernel, whatever the graph does. A Site is one such place: a
 forward or a backward of one live static graph, or of all dynamic graphs of a structure. It lets
 the program run a few times, since kernels are compiled and algorithms chosen then, records it
-(segments.py), and from then on launches what was recorded wherever it fits. Where it does not, the
+(segment.py), and from then on launches what was recorded wherever it fits. Where it does not, the
 program runs as ever: the values are the same to the bit.
 """
 
@@ -67,7 +67,7 @@ class Site:
         self.backend = backend
         self.segments: list[Segment] = []
         self.reason = ""  # why there was no graph for the last run
-        self.notes: dict[Any, Any] = {}  # of segments.py, on earlier runs
+        self.notes: dict[Any, Any] = {}  # of segment.py, on earlier runs
         self._runs = 0  # of the program itself
         self._captures = 0
         self._refused = False

@@ -14,19 +14,21 @@ import numpy as np
 
 from . import transfer
 from .backend import Backend
+from .backward_program import backward_program
+from .backward_segment import run_backward
 from .capture import Site, shared_site
 from .context import compute_recorded
 from .derivative import bind, gradients_by_rules
 from .errors import GraphError
+from .forward_program import forward_program
+from .forward_segment import run_forward
 from .graph import Hook, Node, Value, nodes_of, version
 from .hooks import function_hooks
 from .memory import owns_memory
 from .memory_budget import current_budget, fitting
 from .ndarray import NdArray, Storage
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
-from .program import backward_program, forward_program
 from .recompute import compute_again, forgotten, marked
-from .segments import run_backward, run_forward
 
 if TYPE_CHECKING:
     from .variable import Variable

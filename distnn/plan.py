@@ -238,14 +238,14 @@ class Plan:
     def program(
         self, key: tuple, make: Callable[[], Callable[..., None] | None]
     ) -> Callable[..., None] | None:
-        """What program.py makes of this plan, made once."""
+        """What forward_program.py or backward_program.py makes of this plan, made once."""
         if key not in self._texts:
             self._texts[key] = make()
         return self._texts[key]
 
     @property
     def has_program(self) -> bool:
-        """Whether program.py has made something of it."""
+        """Whether there is such a program."""
         return any(self._texts.values())
 
     def is_used_again(self) -> bool:

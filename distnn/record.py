@@ -3,7 +3,7 @@
 A call on Variables leaves a node and results without values. They are computed, in the order of the
 calls, when somebody reads a result, reads or writes an array that a waiting function reads, calls
 backward, updates parameters, or meets other ranks. A sequence of calls that was seen before then
-runs as one program (program.py).
+runs as one program (forward_program.py).
 
 What depends on values at once does not wait: functions that users write in Python, labels that have
 to be checked but are not there yet, and all where hooks watch, or where somebody outside can write
@@ -26,13 +26,13 @@ from .context import World, current_world, world_scope
 from .errors import ClearedError
 from .evaluation import read_indices
 from .execution import Known
+from .forward_program import forward_program
+from .forward_segment import run_forward
 from .function import Setup, Spec
 from .graph import Node, Value, version
 from .ndarray import NdArray, Storage
 from .plan import Graph, Plan
-from .program import forward_program
 from .recompute import is_recomputing, marked
-from .segments import run_forward
 from .variable import Variable
 
 # Calls that wait at most: what nobody ever looks at must not pile up.

@@ -9,7 +9,7 @@ import distnn as nn
 import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
-from distnn import fusion, program
+from distnn import backward_program, forward_program, fusion
 from distnn.backend import cpu_backend
 from distnn.context import Context, context_scope, current_backend
 from distnn.formula import Formula
@@ -188,10 +188,13 @@ def test_a_network_with_chains_and_batch_normalization_trains_as_the_walk_does()
 def found_steps(monkeypatch):
     """The steps of programs that are made: of forwards, of backwards."""
     found = []
-    for name in ("fused_forward", "fused_backward"):
-        kept, find = [], getattr(program, name)
+    for module, name in (
+        (forward_program, "fused_forward"),
+        (backward_program, "fused_backward"),
+    ):
+        kept, find = [], getattr(module, name)
         monkeypatch.setattr(
-            program, name, lambda *a, kept=kept, find=find: kept.append(find(*a)) or kept[-1]
+            module, name, lambda *a, kept=kept, find=find: kept.append(find(*a)) or kept[-1]
         )
         found.append(kept)
     return found

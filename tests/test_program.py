@@ -15,7 +15,7 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
-from distnn import program
+from distnn import backward_program, forward_program
 from distnn.context import current_backend
 from distnn.errors import ClearedError, LabelError
 from distnn.memory import pool
@@ -85,8 +85,9 @@ def test_programs_give_the_bits_of_the_walk(network, accumulate):
 
 def test_a_graph_that_runs_again_has_a_program_and_others_have_none(monkeypatch):
     made = []
-    for name in ("forward_program", "backward_program"):
-        make = getattr(program, name)
+    for module in (forward_program, backward_program):
+        name = module.__name__.removeprefix("distnn.")
+        make = getattr(module, name)
         monkeypatch.setattr(
             f"distnn.execution.{name}",
             lambda *args, make=make, name=name: made.append(name) or make(*args),
