@@ -39,13 +39,19 @@ joined() {
 tests="python -m pytest -q -p no:cacheprovider"
 table="(definition and not double) or backward_agrees or static_dynamic"
 
+# What only computes, and so may share the machine. Other tests measure time, or start ranks.
+computing="-e /test_cpu_ -e /test_functions_ -e /test_solvers -e /test_rec -e /test_program -e /test_fusion"
+files=$(ls tests/test_*.py tests/*/test_*.py | grep -v /test_functions.py)
+
 step "function table, and beside it with compiled CPU kernels at all sizes"
 beside $tests --device numba tests/test_functions.py -k "$table"
 run $tests tests/test_functions.py || true
 joined
 
-step "all other tests on one process"
-run $tests --ignore=tests/test_functions.py tests
+step "all other tests on one process, those that only compute beside the others"
+beside $tests $(echo "$files" | grep $computing)
+run $tests $(echo "$files" | grep -v $computing) || true
+joined
 
 step "all CUDA sources, by NVIDIA's compiler, for sm_80 and sm_90"
 run $tests --device emulated tests/test_cuda_sources.py
