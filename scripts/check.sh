@@ -58,9 +58,14 @@ run $tests --device emulated tests/test_cuda_sources.py
 
 if command -v g++ > /dev/null; then
     step "GPU backend on the emulator: its own tests, and beside them the function table"
-    beside $tests --device emulated tests/test_functions.py -k "$table"
     plans="tests/test_program.py tests/test_fusion.py tests/test_record.py tests/test_recompute.py"
-    own=$(ls tests/test_cuda_*.py tests/test_gpu_emulator.py $plans | grep -v test_cuda_sources)
+    rest="tests/test_cuda_precision.py tests/test_cuda_reduction.py tests/test_cuda_indexing.py"
+    rest="$rest tests/test_cuda_pooling.py tests/test_gpu_emulator.py"
+    emulated() {
+        $tests --device emulated tests/test_functions.py -k "$table" && $tests --device emulated $rest
+    }
+    own=$(ls tests/test_cuda_*.py $plans | grep -v -e test_cuda_sources $(printf -- '-e %s ' $rest))
+    beside emulated
     run $tests --device emulated $own || true
     joined
     no_emulator=
