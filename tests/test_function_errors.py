@@ -166,6 +166,7 @@ ROWS = [
         r"elements; pass 1 to 3", X, 4),
     row("tile", ArgumentError, r"reps is \(2, 0\); pass numbers of 1 or more", X, (2, 0)),
     row("unpooling", ArgumentError, r"kernel is \(0,\); pass numbers of 1 or more", X, (0,)),
+    row("interpolate", DtypeError, r"scale is 2; pass a number for each spatial axis", IMAGES, 2),
     row("interpolate", ArgumentError, r"scale is None and output_size is None; give one", IMAGES),
     row("interpolate", ArgumentError, r"mode is 'cubic'; use one of", IMAGES, (2, 2), mode="cubic"),
     row("interpolate", ArgumentError, r"align_corners and half_pixel are both True", IMAGES, (2, 2),

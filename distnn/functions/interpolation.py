@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..calling import function_api
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, DtypeError, ShapeError
 from ..ndarray import NdArray
 from .arithmetic import identity
 from .indexing import Gather
@@ -88,13 +88,16 @@ def interpolate(
         raise ArgumentError(
             f"[interpolate] scale is {scale} and output_size is {output_size}; give one of them"
         )
+    name = "output_size" if scale is None else "scale"
     given = output_size if scale is None else scale
+    if not hasattr(given, "__len__"):
+        raise DtypeError(f"[interpolate] {name} is {given}; pass a number for each spatial axis")
     last = len(shape) - bool(channel_last)
     assert given is not None
     first = last - len(given)
     if first < 0 or not given:
         raise ShapeError(
-            f"[interpolate] {'scale' if output_size is None else 'output_size'} is {tuple(given)} "
+            f"[interpolate] {name} is {tuple(given)} "
             f"but x has shape {shape}; pass one number for each spatial axis, which are the last"
         )
     if scale is not None:
