@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from .errors import ArgumentError
 from .function import Setup
 
 if TYPE_CHECKING:
@@ -65,8 +66,19 @@ def recompute_fn(recompute_: bool = True) -> Callable[[Callable[..., Any]], Call
     >>> block(nn.Variable((2, 3))).recompute
     True
     """
+    if callable(recompute_):
+        name = getattr(recompute_, "__name__", type(recompute_).__name__)
+        raise ArgumentError(
+            f"[recompute_fn] recompute_ is the function {name}; pass True or False: write "
+            "@nn.recompute_fn() with parentheses"
+        )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(function):
+            raise ArgumentError(
+                f"[recompute_fn] function is {type(function).__name__}; decorate a function"
+            )
+
         @wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with recompute(recompute_):

@@ -14,7 +14,7 @@ import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
 from distnn.context import Context, context_scope, current_world
-from distnn.errors import ClearedError
+from distnn.errors import ArgumentError, ClearedError
 from distnn.function import PythonFunction
 
 
@@ -427,3 +427,14 @@ def test_two_losses_over_one_trunk():
     e = np.exp(t)
     slope = (2 * e + 1 - np.tanh(e) ** 2) * e * (1 - t * t)
     np.testing.assert_allclose(x.g, slope, rtol=1e-5)
+
+
+def test_a_decorator_without_parentheses_is_refused():
+    with pytest.raises(ArgumentError, match=r"the function block; .*@nn.recompute_fn\(\) with"):
+
+        @nn.recompute_fn
+        def block(x):
+            return x
+
+    with pytest.raises(ArgumentError, match="function is int; decorate a function"):
+        nn.recompute_fn()(3)
