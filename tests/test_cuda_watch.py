@@ -60,6 +60,7 @@ def test_a_gpu_that_is_late_is_named_and_everybody_gets_out():
 @emulated
 def test_a_failure_of_nccl_is_raised_at_the_next_read_and_in_the_next_collective():
     held = threading.Event()
+    queued = threading.Barrier(2)
 
     def work():
         comm = connected()
@@ -67,8 +68,9 @@ def test_a_failure_of_nccl_is_raised_at_the_next_read_and_in_the_next_collective
         comm.all_reduce(a)
         comm.barrier()
         nccl.behaviour.held = {0: held}
-        nccl.behaviour.broken = dict.fromkeys((0, 1), "a cable is out")
         comm.all_reduce(a)
+        queued.wait(10)  # a failure while a rank still queues is raised there
+        nccl.behaviour.broken = dict.fromkeys((0, 1), "a cable is out")
         with pytest.raises(DeadCommunicatorError, match=r"NCCL has failed: .*a cable is out"):
             a.data  # noqa: B018 - reads
         with pytest.raises(DeadCommunicatorError, match="a cable is out"):
