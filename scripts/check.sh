@@ -59,6 +59,7 @@ run $tests --device emulated tests/test_cuda_sources.py
 if command -v g++ > /dev/null; then
     step "GPU backend on the emulator: its own tests, and beside them the function table"
     plans="tests/test_program.py tests/test_fusion.py tests/test_record.py tests/test_recompute.py"
+    plans="$plans tests/test_memory_budget.py tests/test_arena.py tests/test_interchange.py"
     rest="tests/test_cuda_precision.py tests/test_cuda_reduction.py tests/test_cuda_indexing.py"
     rest="$rest tests/test_cuda_pooling.py tests/test_gpu_emulator.py"
     emulated() {
