@@ -11,9 +11,10 @@ from . import transfer
 from .backend import Backend
 from .capture import NUMBERS, PLACES, Refused, Site
 from .graph import Node
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .plan import BackwardStep, Plan
 from .segment import Input, observe, record, refuse_what_cannot, stays_in_place, words_of
+from .storage import Storage
 
 # More than that, lying elsewhere each time, is better read where it is.
 _MOST_COPIED = 64 * 1024 * 1024

@@ -24,9 +24,10 @@ from .errors import ArgumentError, DtypeError, GraphError
 from .function import Function, prepare
 from .graph import Node, Value, needs
 from .hooks import NO_HOOKS, function_hooks
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .recompute import is_recomputing, marked
 from .record import current_record
+from .storage import Storage
 from .variable import Variable
 
 _NO_HOOKS = (None, None)

@@ -22,7 +22,7 @@ from .errors import ArgumentError, ContextError
 
 if TYPE_CHECKING:
     from .backend import Backend
-    from .ndarray import Storage
+    from .storage import Storage
 
 PRECISIONS = ("highest", "high", "tf32", "bf16", "fp16")
 DEFAULT_SEED = 313  # NNabla's: initial weights equal its own, and are equal on every rank

@@ -12,7 +12,8 @@ from .backend import Backend
 from .errors import ShapeError
 from .function import Setup, Spec
 from .memory import owns_memory
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
+from .storage import Storage
 
 _INDEX = np.dtype(np.int64)
 

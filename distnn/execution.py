@@ -26,9 +26,10 @@ from .graph import Hook, Node, Value, nodes_of, version
 from .hooks import function_hooks
 from .memory import owns_memory
 from .memory_budget import current_budget, fitting
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .recompute import compute_again, forgotten, marked
+from .storage import Storage
 
 if TYPE_CHECKING:
     from .variable import Variable

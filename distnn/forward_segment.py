@@ -12,9 +12,10 @@ from . import transfer
 from .backend import Backend
 from .capture import HELD, NUMBERS, PLACES, Refused, Site
 from .graph import Node
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .plan import Plan
 from .segment import Input, Made, observe, record, refuse_what_cannot, stays_in_place, words_of
+from .storage import Storage
 
 _INDEX = np.dtype(np.int64)
 

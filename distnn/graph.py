@@ -20,9 +20,10 @@ from .context import current_backend, current_world
 from .errors import ClearedError, GraphError
 from .evaluation import read_indices, run_forward
 from .function import Setup
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .random import Draw
 from .recompute import kept_positions
+from .storage import Storage
 
 if TYPE_CHECKING:
     from .execution import Execution, Known

@@ -12,7 +12,8 @@ import numpy as np
 
 from . import transfer
 from .errors import ArgumentError
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
+from .storage import Storage
 
 _HOST, _CUDA = 1, 2  # DLPack's numbers of kinds of devices
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from .backend import Backend
 from .context import World
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
+from .storage import Storage
 
 # Memory is only used where it is written to, so a block may be much larger than a small network.
 _BLOCK_BYTES = 64 * 1024 * 1024

@@ -15,7 +15,8 @@ from . import transfer
 from .calling import call
 from .errors import GraphError, ShapeError
 from .function import Declaration, Function, Rule, Spec
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
+from .storage import Storage
 from .variable import Variable
 
 

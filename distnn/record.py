@@ -30,9 +30,10 @@ from .forward_program import forward_program
 from .forward_segment import run_forward
 from .function import Setup, Spec
 from .graph import Node, Value, version
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .plan import Graph, Plan
 from .recompute import is_recomputing, marked
+from .storage import Storage
 from .variable import Variable
 
 # Calls that wait at most: what nobody ever looks at must not pile up.

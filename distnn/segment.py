@@ -21,8 +21,9 @@ from . import transfer
 from .backend import Backend
 from .capture import Refused, Site
 from .evaluation import read_indices
-from .ndarray import NdArray, Storage
+from .ndarray import NdArray
 from .plan import Plan
+from .storage import Storage
 
 
 class Input:

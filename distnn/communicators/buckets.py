@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 from .. import transfer
 from ..errors import CommunicatorError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
+from ..storage import Storage
 from .exchange import Arrays, Ranges, Reducer, present_anywhere, reduce_ranges
 from .fifo import Ticket
 from .header import Agreement, Count, Joined, Schedule, exchange

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..context import current_world
 from ..errors import ArgumentError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
 from ..parameter import get_parameters
+from ..storage import Storage
 from ..transfer import staged
 from .exchange import Reducer, ranges, reduce_ranges
 from .half_precision import PIECE, conversions

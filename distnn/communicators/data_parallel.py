@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..context import current_world
-from ..ndarray import Storage
+from ..storage import Storage
 from .buckets import AllReduceCallback
 from .communicator import MultiProcessDataParallelCommunicator
 

@@ -13,8 +13,9 @@ import numpy as np
 from .. import transfer
 from ..context import current_backend
 from ..dtypes import dtype_of_sums, is_float, is_half
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
 from ..parameter_slab import attached
+from ..storage import Storage
 from .exact_sum import exact_sum
 from .half_precision import sum_halves
 from .header import Schedule

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
+from ..storage import Storage
 from ..threads import single_threaded_blas
 from ..transfer import staged
 from .compression import Compression, by_name, from_names

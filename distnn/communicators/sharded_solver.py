@@ -14,9 +14,10 @@ import numpy as np
 
 from ..dtypes import is_float
 from ..errors import ArgumentError, SolverError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
 from ..solvers.jobs import sums_of_squares
 from ..solvers.solver import Solver, SolverHook, SolverState
+from ..storage import Storage
 from ..transfer import array_module
 from ..variable import Variable
 from .buckets import AllReduceCallback

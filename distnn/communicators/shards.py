@@ -15,7 +15,8 @@ import numpy as np
 
 from ..dtypes import dtype_of_sums
 from ..errors import CommunicatorError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
+from ..storage import Storage
 from .exchange import Reducer, ranges, reduce_ranges
 from .transport import Transport
 

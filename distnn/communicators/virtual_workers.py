@@ -17,8 +17,9 @@ import numpy as np
 from ..context import World, compute_recorded, current_world
 from ..dtypes import is_float
 from ..errors import ArgumentError, DtypeError, GraphError, ShapeError
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
 from ..parameter import get_parameters
+from ..storage import Storage
 from ..transfer import backend_of, copy, staged
 from ..variable import Variable
 from .exact_sum import exact_sum

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..graph import version
-from ..ndarray import Storage
 from ..parameter_slab import Block, Run, runs
+from ..storage import Storage
 from ..variable import Variable
 
 _ARRAY, _PENDING, _HOST = map(operator.attrgetter, ("array", "pending", "host"))

@@ -19,8 +19,9 @@ from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..graph import version
 from ..hooks import solver_hooks
-from ..ndarray import NdArray, Storage
+from ..ndarray import NdArray
 from ..parameter_slab import Block, Run, attached
+from ..storage import Storage
 from ..variable import Variable
 from .active import ActiveRuns, Parameter
 from .jobs import by_backend, run
