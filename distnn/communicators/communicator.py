@@ -7,28 +7,19 @@ sure that all ranks mean the same. Waiting has a deadline.
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..context import Context, current_backend
-from ..dtypes import dtype_of_sums, is_float
-from ..errors import ArgumentError, CommunicatorError, DtypeError, ShapeError
+from ..dtypes import is_float
+from ..errors import ArgumentError, CommunicatorError, DtypeError
 from ..ndarray import NdArray
-from ..transfer import array_module, copy
 from .buckets import AllReduceCallback
 from .channel import Channel, connect
-from .exchange import (
-    Arrays,
-    Description,
-    Reducer,
-    present_anywhere,
-    reduce_arrays,
-    reduce_ranges,
-    sum_exactly,
-)
+from .collectives import all_gather, all_reduce, bcast, reduce, reduce_scatter
+from .exchange import Arrays, Description, Reducer
 from .header import Agreement, Schedule
 from .join import join
 from .nccl import DeviceTransport, with_gpus
@@ -147,30 +138,7 @@ class MultiProcessDataParallelCommunicator(Channel):
                 the order or algorithm of the additions (`virtual_workers` makes training so).
         Raises: CommunicatorError, on all ranks, where the lists differ between ranks.
         """
-        arrays = self._arrays("all_reduce", data, division)
-        reducer = None
-        if compression is not None or algorithm is not None:
-            reducer = self._reducer("all_reduce", compression, algorithm, group)
-        if reproducible and reducer is not None:
-            raise ArgumentError(
-                f"[all_reduce] reproducible=True and {reducer.describe()} exclude each other; "
-                "pass one of them"
-            )
-        name = "all_reduce, reproducible" if reproducible else "all_reduce"
-        schedule = arrays.schedule(name, *([reducer.describe()] if reducer else []))
-        present = arrays.present()
-
-        def job(transport: Transport, agreed: Agreement) -> None:
-            anywhere = present_anywhere(transport, agreed.incomplete, present)
-            if reproducible:
-                sum_exactly(arrays, anywhere, transport, division)
-            else:
-                scale = 1 / transport.size if division else 1
-                reduce_arrays(arrays, anywhere, transport, scale, reducer)
-
-        plain = reducer is None and not reproducible and arrays.description.on_host
-        nbytes = arrays.description.nbytes if plain else sys.maxsize
-        self._run(schedule, job, group, not all(present), nbytes)
+        all_reduce(self, data, division, group, compression, algorithm, reproducible)
 
     def virtual_workers(
         self, workers: int, batch: Any, parameters: Parameters = None, division: bool = True
@@ -330,18 +298,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         group: str = "world",
     ) -> None:
         """Sum arrays over ranks, in place, on rank `dst` of the group; others keep theirs."""
-        arrays = self._arrays("reduce", data, division)
-        root, size = self._root("reduce", "dst", dst, group)
-        scale = 1 / size if division else 1
-
-        def job(transport: Transport, _: Agreement) -> None:
-            for array in arrays.memory():
-                work = array if transport.rank == root else array.copy()
-                reduce_ranges([work.reshape(-1)], transport, scale, root)
-            if transport.rank == root:
-                arrays.mark_written()
-
-        self._run(_schedule(f"reduce to rank {dst}", arrays), job, group)
+        reduce(self, data, dst, division, group)
 
     def bcast(
         self,
@@ -351,34 +308,13 @@ class MultiProcessDataParallelCommunicator(Channel):
         group: str = "world",
     ) -> None:
         """Copy the arrays of rank `src` to all ranks of the group."""
-        arrays = self._arrays("bcast", data, False)
-        root, _ = self._root("bcast", "src", src, group)
-
-        def job(transport: Transport, _: Agreement) -> None:
-            for array in arrays.memory():
-                transport.broadcast(array, root)
-            arrays.mark_written()
-
-        self._run(_schedule(f"bcast from rank {src}", arrays), job, group)
+        bcast(self, data, src, group)
 
     def all_gather(
         self, ndarray: NdArray, ndarray_list: Sequence[NdArray], group: str = "world"
     ) -> None:
         """Put the array of each rank into `ndarray_list`, by rank, on all ranks."""
-        source = self._arrays("all_gather", ndarray, False)
-        targets = self._arrays("all_gather", ndarray_list, False)
-        size = len(self._group("all_gather", group).ranks)
-        self._check_list("all_gather", source, targets, size)
-
-        def job(transport: Transport, _: Agreement) -> None:
-            (array,) = source.memory()
-            out = array_module(array).empty((size, *array.shape), array.dtype)
-            transport.all_gather(array, out)
-            for target, part in zip(targets.memory(), out, strict=True):
-                copy(target, part)
-            targets.mark_written()
-
-        self._run(_schedule("all_gather", source, targets), job, group)
+        all_gather(self, ndarray, ndarray_list, group)
 
     def reduce_scatter(
         self,
@@ -388,24 +324,7 @@ class MultiProcessDataParallelCommunicator(Channel):
         group: str = "world",
     ) -> None:
         """Sum the lists of all ranks array by array; rank r gets the r-th sum in `ndarray`."""
-        sources = self._arrays("reduce_scatter", ndarray_list, division)
-        target = self._arrays("reduce_scatter", ndarray, division)
-        size = len(self._group("reduce_scatter", group).ranks)
-        self._check_list("reduce_scatter", target, sources, size)
-
-        def job(transport: Transport, _: Agreement) -> None:
-            memory = sources.memory()
-            module = array_module(memory[0])
-            parts = module.stack(memory).astype(dtype_of_sums(memory[0].dtype), copy=False)
-            (out,) = target.memory()
-            total = module.empty(out.shape, parts.dtype)
-            transport.reduce_scatter(parts, total)
-            if division:
-                total *= 1 / size
-            copy(out, total)
-            target.mark_written()
-
-        self._run(_schedule("reduce_scatter", sources, target), job, group)
+        reduce_scatter(self, ndarray_list, ndarray, division, group)
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -567,33 +486,6 @@ class MultiProcessDataParallelCommunicator(Channel):
         arrays = Arrays(items)
         self._known.appendleft(arrays.description)
         return arrays
-
-    def _check_list(self, operation: str, one: Arrays, several: Arrays, size: int) -> None:
-        if len(several.items) != size:
-            raise ShapeError(
-                f"[{operation}] ndarray_list has {len(several.items)} arrays but the group has "
-                f"{size} ranks; pass one for each rank"
-            )
-        for i, item in enumerate(several.items):
-            if item.shape != one.items[0].shape:
-                raise ShapeError(
-                    f"[{operation}] array {i} of ndarray_list has shape {item.shape} but ndarray "
-                    f"{one.items[0].shape}"
-                )
-
-
-def _schedule(operation: str, arrays: Arrays, others: Arrays | None = None) -> Schedule:
-    """A schedule of arrays that are not joined; `others` get what comes of them."""
-    together = arrays.description
-    if others is not None and not (together.on_host and others.description.on_host):
-        together = Arrays([*arrays.items, *others.items]).description
-    return Schedule(
-        operation,
-        arrays.entries,
-        place=together.place,
-        problem=together.problem,
-        only_compared=True,
-    )
 
 
 class DataParallelCommunicator(MultiProcessDataParallelCommunicator):
