@@ -18,6 +18,7 @@ import distnn.parametric_functions as PF
 import distnn.solvers as S
 from distnn.communicators.exact_sum import exact_sum
 from distnn.communicators.transport import SingleTransport
+from distnn.cpu import twin
 from distnn.errors import ArgumentError, CommunicatorError, DtypeError, GraphError, ShapeError
 from distnn.parameter import get_parameter_or_create
 
@@ -335,9 +336,11 @@ def test_real_jobs_of_1_2_3_4_and_6_ranks_give_the_same_bits(tmp_path):
         solver: zlib.crc32(b"".join(trained_by_threads(2, False, solver).values()))
         for solver in ("Momentum", "Adam")
     }
+    same = f"import distnn as nn\nfrom distnn.cpu import twin\ntwin.SMALLEST = {twin.SMALLEST}\n"
+    same += f"nn.set_cpu_kernels({nn.get_cpu_kernels()!r})\n"
     for ranks in RANKS:
         options = ["-n", str(ranks), "--timeout", "120"]
-        job = start(*options, write(tmp_path, JOB), cwd=tmp_path)
+        job = start(*options, write(tmp_path, same + JOB), cwd=tmp_path)
         finished = finish(*job, timeout=150)
         assert finished.status == 0, finished.err
         for rank in range(ranks):

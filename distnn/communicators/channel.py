@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from .. import transfer
-from ..context import compute_recorded, current_world
+from ..context import Context, compute_recorded, current_world
 from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
+from .arithmetic import compare_arithmetic
 from .board import Board, Notes, SilentBoard, describe
 from .checking import agree_on_check
 from .fifo import Fifo, Ticket
@@ -41,6 +42,7 @@ class Channel:
     def __init__(self, timeout: float, check: bool | None) -> None:
         self.timeout = timeout
         self._check = check  # see checking.py
+        self.differences = ""  # between the ranks' arithmetic, see arithmetic.py
         self._groups: dict[str, _Group] = {}
         self._fifo: Fifo | None = None
         self._board: Board = SilentBoard()
@@ -48,9 +50,10 @@ class Channel:
         self._polling: Patience | None = None  # of the main thread, where it polls a transport
         self._lost: DeadCommunicatorError | None = None  # a collective that was queued on a GPU
 
-    def _open(self, transport: Transport) -> None:
+    def _open(self, transport: Transport, context: Context | None) -> None:
         world = current_world()
         self._check = agree_on_check(transport, self._check)
+        self.differences = compare_arithmetic(transport, context)
         self._groups["world"] = _Group("world", list(range(transport.size)), transport)
         self._fifo = Fifo(f"distnn communication {transport.rank}")
         self._board = transport.board()

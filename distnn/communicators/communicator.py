@@ -77,10 +77,13 @@ class MultiProcessDataParallelCommunicator(Channel):
         self._consistency_calls = 0
 
     def init(self) -> None:
-        """Connect the ranks; before anything else, on all of them."""
+        """Connect the ranks; before anything else, on all of them.
+
+        Raises: CommunicatorError, on all ranks, where some compute on the CPU with other kernels.
+        """
         if self._groups:
             raise CommunicatorError("[init] the communicator is connected already; call it once")
-        self._open(with_gpus(with_link_of_environment(connect())))
+        self._open(with_gpus(with_link_of_environment(connect())), self.context)
 
     def connect_devices(self) -> None:
         """Connect the devices of the ranks' contexts now; else the first exchange does it.
@@ -493,4 +496,4 @@ class DataParallelCommunicator(MultiProcessDataParallelCommunicator):
 
     def init(self) -> None:
         """Connect to itself."""
-        self._open(SingleTransport())
+        self._open(SingleTransport(), self.context)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..context import World, compute_recorded, current_world
+from ..context import World, compute_recorded, current_backend, current_world
 from ..dtypes import is_float
-from ..errors import ArgumentError, DtypeError, GraphError, ShapeError
+from ..errors import ArgumentError, CommunicatorError, DtypeError, GraphError, ShapeError
 from ..ndarray import NdArray
 from ..parameter import get_parameters
 from ..storage import Storage
@@ -51,6 +51,11 @@ def virtual_workers(
         raise ArgumentError(
             f"[virtual_workers] workers is {workers} and there are {comm.size} ranks; pass a "
             "multiple of every number of ranks you will train on"
+        )
+    if comm.differences and current_backend().name.startswith("cpu"):
+        raise CommunicatorError(
+            "[virtual_workers] ranks round differently, so bits would depend on the rank that "
+            f"computes a part: {comm.differences}; start all ranks on machines of one kind"
         )
     arrays = _arrays(batch, int(workers))
     step = _Step(comm, int(workers), arrays, parameters, division)
