@@ -137,8 +137,12 @@ class Backend:
 
     # -- only where it captures -----------------------------------------------------------------
 
-    def guard(self, arrays: Sequence[Any]) -> Any:
+    def guard(self) -> Any:
         """A multi_tensor.Guard: within it nothing is updated where some element is not finite."""
+        raise NotImplementedError
+
+    def recorded_work(self, work: Callable[[], None]) -> Any:
+        """Work of a solver for a graph: job_tables.RecordedWork."""
         raise NotImplementedError
 
     def recording(self) -> Any:

@@ -144,15 +144,15 @@ def test_arrays_that_begin_anywhere(cupy):
 
 
 def test_numbers_that_change_are_seen_and_tables_are_kept(cupy):
-    from distnn.cuda import multi_tensor
+    from distnn.cuda import job_tables
 
     rule = S.Sgd.rule
     w, g = cupy.zeros(4, np.float32), cupy.ones(4, np.float32)
-    multi_tensor._table_on.cache_clear()
+    job_tables._table_on.cache_clear()
     for lr in (0.5, 0.25, 0.25):
         run(rule, [([w, g], [lr])])
     np.testing.assert_array_equal(w.get(), np.full(4, -1, np.float32))
-    assert multi_tensor._table_on.cache_info().misses == 1
+    assert job_tables._table_on.cache_info().misses == 1
 
 
 def test_numbers_are_computed_on_the_host_in_double(cupy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cupy
@@ -17,6 +17,7 @@ from ..transfer import device_is_used
 from . import (
     arena,
     elementwise,
+    job_tables,
     labels,
     memory,
     multi_tensor,
@@ -94,8 +95,11 @@ class CudaBackend(Backend):
     def clip(self, scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
         multi_tensor.clip(scale, arrays, norm)
 
-    def guard(self, arrays: Sequence[Any]) -> Any:
-        return multi_tensor.Guard(arrays)
+    def guard(self) -> Any:
+        return multi_tensor.Guard()
+
+    def recorded_work(self, work: Callable[[], None]) -> Any:
+        return job_tables.RecordedWork(work)
 
     def recording(self) -> Any:
         return recording.Recording()

@@ -1,7 +1,7 @@
 """One launch for many arrays: solver updates, sums of squares, searches for infinities.
 
-Sizes and addresses of the arrays lie in a table in device memory, which is kept as long as the same
-arrays come again. A block works on one chunk of one array.
+Sizes and addresses of the arrays lie in a table in device memory (job_tables.py). A block works on
+one chunk of one array.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ from ..formula import Assignments
 from ..formula_lines import written
 from . import labels, transfer
 from .formula_source import assignments_code
+from .job_tables import CHUNK, JOB, is_noting, table
 from .kernels import FLOATS, THREADS, TYPES, Kernel, blocks_for, includes, kernel
 from .pack import header, pack_length
-from .words import Words
-
-_MOST_SET = 192  # numbers that kernels write as they are given them; more are copied up
-_CHUNK = 8192  # elements of a block; a multiple of THREADS times any pack's length
 
 Jobs = Sequence[tuple[Sequence[Any], Sequence[float]]]
 
@@ -45,13 +42,10 @@ def run(rule: Assignments, jobs: Jobs) -> None:
             groups.setdefault(tuple(a.dtype for a in job[0]), []).append(job)
     for dtypes, members in groups.items():
         update, settings = _update(rule, dtypes)
-        table = _table(
-            rule, tuple((a[0].size, *(array.data.ptr for array in a)) for a, _ in members)
-        )
-        table.set_numbers([settings(*numbers) for _, numbers in members])
-        update(
-            table.blocks, THREADS, _stop_word(), table.words, table.numbers, np.int64(table.jobs)
-        )
+        mine = table(rule, tuple((a[0].size, *(array.data.ptr for array in a)) for a, _ in members))
+        numbers = mine.numbers([settings(*numbers) for _, numbers in members])
+        if numbers is not None:
+            update(mine.blocks, THREADS, _stop_word(), mine.words, numbers, np.int64(mine.jobs))
 
 
 def sums_of_squares(arrays: Sequence[Any]) -> list[float]:
@@ -76,6 +70,8 @@ def clip(scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
         scale: a rule of one array and one number, its factor.
         arrays: C-contiguous.
     """
+    if is_noting():
+        return
     groups: dict[np.dtype, list] = {}
     for array in arrays:
         if array.size:
@@ -86,24 +82,30 @@ def clip(scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
             blocks_for(len(mine)), THREADS, factors, np.int64(len(mine)), np.float64(norm)
         )
         update, _ = _update(scale, (dtype,))
-        table = _table(scale, tuple((a.size, a.data.ptr) for a in mine))
-        update(table.blocks, THREADS, _stop_word(), table.words, factors, np.int64(table.jobs))
+        jobs = table(scale, tuple((a.size, a.data.ptr) for a in mine))
+        update(jobs.blocks, THREADS, _stop_word(), jobs.words, factors, np.int64(jobs.jobs))
 
 
 class Guard:
-    """A `with` in which `run` and `clip` change nothing if some element is infinite or NaN."""
+    """A `with` in which `run` and `clip` change nothing if some element is infinite or NaN.
 
-    def __init__(self, arrays: Sequence[Any]) -> None:
-        filled = [a for a in arrays if a.size]
-        counts = _device_sums("not isfinite", filled) if filled else cupy.zeros(1, np.float64)
+    What was found lies where it stays, and goes to the host while nobody waits.
+    """
+
+    def __init__(self) -> None:
         self._word = cupy.empty(2, np.float64)
+        self._memory = cupy.cuda.alloc_pinned_memory(self._word.nbytes)
+        self._copied: Any = None
+
+    def look(self, arrays: Sequence[Any]) -> None:
+        """Queue the search through these arrays."""
+        if is_noting():
+            return
+        filled = [a for a in arrays if a.size]
+        counts = _device_sums("not isfinite", filled) if filled else self._word
         kernel("guard", _GUARD)(
             1, 1, labels.error_word(), counts, np.int64(len(filled)), self._word
         )
-        self._memory = cupy.cuda.alloc_pinned_memory(self._word.nbytes)
-        stream = cupy.cuda.get_current_stream()
-        self._word.data.copy_to_host_async(self._memory.ptr, self._word.nbytes, stream)
-        self._copied = stream.record()
 
     def __enter__(self) -> Guard:
         _here.stop_word = self._word
@@ -111,6 +113,12 @@ class Guard:
 
     def __exit__(self, *exception: object) -> None:
         _here.stop_word = None
+
+    def queued(self) -> None:
+        """Send what the search finds to the host, after all that was queued until now."""
+        stream = cupy.cuda.get_current_stream()
+        self._word.data.copy_to_host_async(self._memory.ptr, self._word.nbytes, stream)
+        self._copied = stream.record()
 
     def stopped(self) -> bool:
         """Whether there was such an element; the host waits until that is known."""
@@ -125,56 +133,6 @@ def _stop_word() -> Any:
     """Updates do nothing where its first element is not 0."""
     word = getattr(_here, "stop_word", None)
     return labels.error_word() if word is None else word
-
-
-class _Table:
-    """Jobs in device memory: for each its first block, and what the kernel reads of it."""
-
-    def __init__(self, jobs: Sequence[tuple[int, ...]]) -> None:
-        first = np.cumsum([0, *(-(-size // _CHUNK) for size, *_ in jobs)])
-        words = np.concatenate([first, np.array(jobs, np.int64).reshape(-1)])
-        self.jobs = len(jobs)
-        self.blocks = int(first[-1])
-        self.words = cupy.asarray(words)
-        self.numbers = self.words  # until there are some
-        self._settable: Words | None = None
-        self._values: list[list] | None = None
-
-    def set_numbers(self, values: list[list]) -> None:
-        """Numbers of each job; written where they have changed, to a place that stays."""
-        if values[0] and values != self._values:
-            numbers = np.array(values, np.float64)
-            if self._settable is None:
-                self._settable = Words(numbers.size)
-                self.numbers = self._settable.array.view(np.float64)
-            if numbers.size <= _MOST_SET:
-                self._settable.set(numbers.reshape(-1).view(np.uint64).tolist())
-            else:
-                self.numbers.set(numbers.reshape(-1))
-            self._values = values
-
-
-@functools.lru_cache(maxsize=256)
-def _table_on(device: int, user: object, jobs: tuple[tuple[int, ...], ...]) -> _Table:
-    return _Table(jobs)
-
-
-def _table(user: object, jobs: tuple[tuple[int, ...], ...]) -> _Table:
-    """The table of `user` with these jobs on the current device."""
-    return _table_on(cupy.cuda.runtime.getDevice(), user, jobs)
-
-
-# What a kernel over chunks begins with: its job, and the elements begin to end of it.
-_JOB = """
-  long long job = 0;
-  for (long long last = jobs - 1; job < last;) {{
-    const long long middle = (job + last + 1) / 2;
-    if (words[middle] <= blockIdx.x) job = middle; else last = middle - 1;
-  }}
-  const long long* own = words + jobs + 1 + job * {width};
-  const long long begin = (blockIdx.x - words[job]) * {chunk};
-  const long long end = begin + {chunk} < own[0] ? begin + {chunk} : own[0];
-"""
 
 
 # -- updates --------------------------------------------------------------------------------------
@@ -238,7 +196,7 @@ def update_source(rule: Assignments, dtypes: tuple[np.dtype, ...]) -> str:
         values=", ".join([*(f"e{i}" for i in count), *numbers]),
         results=lines(6, [f"p{i}.element[k] = ({types[i]})e{i};" for i in assigned]),
         stores=lines(4, [f"pack<V>(a{i} + i) = p{i};" for i in assigned]),
-        job=_JOB.format(width=1 + len(types), chunk=_CHUNK),
+        job=JOB.format(width=1 + len(types), chunk=CHUNK),
         pointers=lines(2, [f"{t}* a{i} = ({t}*)own[{1 + i}];" for i, t in enumerate(types)]),
         numbers=lines(2, [f"const T {n} = (T)numbers[job * {len(numbers)} + {i}];"
                           for i, n in enumerate(numbers)]),
@@ -329,12 +287,12 @@ def _device_sums(term: str, arrays: Sequence[Any]) -> Any:
     # Views are read through copies, which have to live until the kernels have been queued.
     values = [cupy.ascontiguousarray(a) for a in arrays]
     jobs = tuple((a.size, a.data.ptr, _CHARS.index(a.dtype.char)) for a in values)
-    table = _table("sums", jobs)
-    sums = cupy.empty(table.blocks, np.float64)
-    found = cupy.empty(table.jobs, np.float64)
+    mine = table("sums", jobs)
+    sums = cupy.empty(mine.blocks, np.float64)
+    found = cupy.empty(mine.jobs, np.float64)
     source = _sums_source(term)
-    kernel("chunk_sums", source)(table.blocks, THREADS, table.words, sums, np.int64(table.jobs))
-    kernel("job_sums", source)(table.jobs, THREADS, table.words, sums, found)
+    kernel("chunk_sums", source)(mine.blocks, THREADS, mine.words, sums, np.int64(mine.jobs))
+    kernel("job_sums", source)(mine.jobs, THREADS, mine.words, sums, found)
     return found
 
 
@@ -364,7 +322,7 @@ def _sums_source(term: str) -> str:
         header=includes(_CHARS) + header(()),
         threads=THREADS,
         term=_TERMS[term],
-        job=_JOB.format(width=3, chunk=_CHUNK),
+        job=JOB.format(width=3, chunk=CHUNK),
     )
 
 

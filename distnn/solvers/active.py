@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import transfer
 from ..graph import version
 from ..parameter_slab import Block, Run, runs
 from ..storage import Storage
 from ..variable import Variable
+
+if TYPE_CHECKING:
+    from ..backend import Backend
 
 _ARRAY, _PENDING, _HOST = map(operator.attrgetter, ("array", "pending", "host"))
 
@@ -53,6 +57,9 @@ class ActiveRuns:
             self.first += [group[run.members[0]] for run in found]
         for run, first in zip(self.runs, self.first, strict=True):
             self.arrays.append([run.data, run.grad, *states(run, first)])
+        backends = {transfer.backend_of(run.grad) for run in self.runs}
+        # Where all of the memory is; None if it is not in one place.
+        self.backend: Backend | None = backends.pop() if len(backends) == 1 else None
         self._version = version.number
         self._storages = self._present_storages()
         self._memory = [*map(_ARRAY, self._storages)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import transfer
+from ..capture import Site
 from ..context import compute_recorded
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
@@ -21,6 +22,7 @@ from ..graph import version
 from ..hooks import solver_hooks
 from ..ndarray import NdArray
 from ..parameter_slab import Block, Run, attached
+from ..solver_segment import run_solver
 from ..storage import Storage
 from ..variable import Variable
 from .active import ActiveRuns, Parameter
@@ -80,7 +82,9 @@ class Solver:
         self._fused_decay = fused_decay
         self._decay = fused_decay or 0.0  # of the next update
         self._skipped = 0  # updates
-        self._guarded: tuple[Any, ActiveRuns] | None = None  # of which that is not known yet
+        self._guard: Any = None  # looks for gradients that are not finite, on a GPU
+        self._guarded: ActiveRuns | None = None  # an update of which that is not known yet
+        self._sites: dict[str, Site] = {}  # where what this does may become a CUDA graph
         self._parameters: OrderedDict[str, Parameter] = OrderedDict()
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         # By the active parameters and which of them have equal step counts.
@@ -239,7 +243,9 @@ class Solver:
     ) -> None:
         """Multiply all gradients by `scale`."""
         with _Hooked(pre_hook, post_hook):
-            run(_SCALE, [([found.grad], [float(scale)]) for found in self._active_runs().runs])
+            found = self._active_runs()
+            jobs = [([each.grad], [float(scale)]) for each in found.runs]
+            self._queue("scale_grad", found, lambda: run(_SCALE, jobs))
 
     def weight_decay(
         self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
@@ -252,9 +258,9 @@ class Solver:
             if self.weight_decay_is_fused():
                 self._decay = float(decay_rate)
             elif decay_rate != 0:
-                rate = [float(decay_rate)]
-                found = self._active_runs().runs
-                run(_DECAY, [([each.grad, each.data], rate) for each in found])
+                found, rate = self._active_runs(), [float(decay_rate)]
+                jobs = [([each.grad, each.data], rate) for each in found.runs]
+                self._queue("weight_decay", found, lambda: run(_DECAY, jobs))
 
     def weight_decay_is_fused(self) -> bool:
         """True if weight decay is part of the update rule."""
@@ -269,8 +275,8 @@ class Solver:
                 f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
             )
         with _Hooked(pre_hook, post_hook):
-            for backend, grads in by_backend(self._gradients(), lambda grad: grad):
-                backend.clip(_SCALE, grads, float(clip_norm))
+            found, norm = self._active_runs(), float(clip_norm)
+            self._queue("clip_grad_by_norm", found, lambda: _clip(found, norm), norm)
 
     def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds an infinity."""
@@ -340,22 +346,46 @@ class Solver:
             self._decay = self._fused_decay or 0.0
 
     def _update(self, found: ActiveRuns) -> None:
-        pieces = zip(found.arrays, found.first, strict=True)
-        self.step([Piece(arrays, first.t + 1) for arrays, first in pieces])
+        self._queue("update", found, lambda: self.step(_pieces(found)))
         found.updated()
 
     def _update_if_finite(self, found: ActiveRuns) -> None:
+        backend = found.backend
+        if backend is not None and backend.captures:
+            if self._guard is None:
+                self._guard = backend.guard()
+            self._queue("update if finite", found, lambda: self._step_if_finite(found))
+            self._guard.queued()
+            self._guarded = found
+            found.updated()
+            return
         groups = by_backend((each.grad for each in found.runs), lambda grad: grad)
-        if len(groups) == 1 and groups[0][0].captures:
-            ((backend, grads),) = groups
-            guard = backend.guard(grads)
-            with guard:
-                self._update(found)
-            self._guarded = guard, found
-        elif any(backend.any_of("not isfinite", grads) for backend, grads in groups):
+        if any(backend.any_of("not isfinite", grads) for backend, grads in groups):
             self._skipped += 1
         else:
             self._update(found)
+
+    def _step_if_finite(self, found: ActiveRuns) -> None:
+        self._guard.look([each.grad for each in found.runs])
+        with self._guard:
+            self.step(_pieces(found))
+
+    def _queue(
+        self, what: str, found: ActiveRuns, work: Callable[[], None], *constants: float
+    ) -> None:
+        """Run work on the memory of active parameters; on a GPU as a graph, if that is captured.
+
+        Args:
+            constants: numbers of the work that are no numbers of rules.
+        """
+        backend = found.backend
+        if backend is None or not backend.captures:
+            work()
+            return
+        site = self._sites.get(what)
+        if site is None or site.backend is not backend:
+            site = self._sites[what] = Site(f"{what} of {self.name}", backend)
+        run_solver(site, found, work, constants)
 
     def skipped_updates(self) -> int:
         """How many updates were skipped by `skip_if_nonfinite`; waits for the last one."""
@@ -368,8 +398,8 @@ class Solver:
         Before the next update the GPU is long past it, and the host waits for nothing.
         """
         if self._guarded is not None:
-            (guard, found), self._guarded = self._guarded, None
-            if guard.stopped():
+            found, self._guarded = self._guarded, None
+            if self._guard.stopped():
                 self._skipped += 1
                 for parameter in found.parameters:
                     parameter.t -= 1
@@ -492,6 +522,18 @@ class Solver:
 
 _SCALE = Assignments("g = scale * g", ("g",), ("scale",))
 _DECAY = Assignments("g = g + rate * w", ("g", "w"), ("rate",))
+
+
+def _clip(found: ActiveRuns, norm: float) -> None:
+    gradients = (_memory(parameter.variable.grad) for parameter in found.parameters)
+    for backend, mine in by_backend(gradients, lambda gradient: gradient):
+        backend.clip(_SCALE, mine, norm)
+
+
+def _pieces(found: ActiveRuns) -> list[Piece]:
+    return [
+        Piece(arrays, first.t + 1) for arrays, first in zip(found.arrays, found.first, strict=True)
+    ]
 
 
 def _memory(array: NdArray) -> Any:
