@@ -66,3 +66,21 @@ def test_examples_in_docstrings_run(example, tmp_path, monkeypatch, capsys):
     result = doctest.DocTestRunner().run(example)
     assert result.attempted
     assert not result.failed, capsys.readouterr().out
+
+
+def test_what_the_page_for_users_of_nnabla_says_is_missing_is_missing():
+    missing = (ROOT / "docs/nnabla.md").read_text().partition("## What is not there")[2]
+    lists = dict(re.findall(r"^- ([a-z ]+):(.*?)[;.]\n", missing, re.DOTALL | re.MULTILINE))
+    places = {"functions": distnn.functions, "parametric functions": distnn.parametric_functions}
+    for kind, place in places.items():
+        names = re.findall(r"`(\w+)`", lists[kind])
+        assert len(names) >= 1
+        assert not [name for name in names if hasattr(place, name)]
+    for name in re.findall(
+        r"`([\w.]+)`", re.sub(r"\(.*?\)", "", lists["modules"], flags=re.DOTALL)
+    ):
+        with pytest.raises(ImportError):
+            importlib.import_module(f"distnn.{name}")
+    for path in re.findall(r"`([\w.]+)`", lists["methods"].partition("(")[0]):
+        owner, _, name = path.partition(".")
+        assert not hasattr(getattr(distnn, owner), name)
