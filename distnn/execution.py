@@ -279,10 +279,14 @@ class Execution:
                 if value is not None:
                     data[slot] = value.data
                     storages[slot] = value.data._storage
-                elif slot not in gone:  # nobody holds it, but a gradient reads it
+                else:  # nobody holds it, but a gradient reads it
                     spec = call.setup.results[slot - call.targets[0]]
-                    storage = storages[slot] = Storage(spec.shape, spec.dtype, None)
+                    storage = Storage(spec.shape, spec.dtype, None)
                     data[slot] = NdArray._of(storage, spec.shape)
+                    if slot in gone:
+                        storage.clear("forward(clear_buffer=True) freed it")
+                        continue
+                    storages[slot] = storage
                     unheld.append((node, slot - call.targets[0]))
             arrays: list[Any] = [None if v is None else v.data for v in node.sources]
             arrays += [data[slot] for slot in call.targets]

@@ -80,7 +80,7 @@ def _compute(
         return
     joined = _forward_chain(text, plan, step, gone)
     if step.function is not None:
-        _forward_step(text, plan, step.function, joined, gone, extra, saved)
+        _forward_step(text, plan, step.function, joined, gone, extra, saved, step.makes_input)
 
 
 def _forward_chain(text: Text, plan: Plan, fused: FusedForward, gone: Container[int]) -> str:
@@ -105,8 +105,12 @@ def _forward_step(
     gone: Container[int],
     extra: int,
     saved: Sequence[int],
+    makes_input: bool = False,
 ) -> None:
-    """One function; `joined` is what it is given to compute in place of its first result."""
+    """One function; `joined` is what it is given to compute in place of its first result.
+
+    With `makes_input` that is in place of its first input.
+    """
     k, inplace = step.node, step.inplace
     call = plan.calls[k]
     setup = call.setup
@@ -114,10 +118,12 @@ def _forward_step(
         _forward_alias(text, plan, k, gone)
         return
     targets: list[int | None] = [*call.targets]
-    inputs = [_input(text, plan, k, p, f"x{p}") for p in range(len(call.sources))]
+    inputs = ["None"] * makes_input
+    inputs += [_input(text, plan, k, p, f"x{p}") for p in range(len(inputs), len(call.sources))]
+    replaced = bool(joined) and not makes_input
     places: list[str | None] = []  # where the storage of each result is; None for a new array
     for i in range(len(setup.results)):
-        if i == 0 and joined:
+        if i == 0 and replaced:
             places.append(None)
         elif i < len(targets):
             places.append(None if targets[i] in gone else f"storages[{targets[i]}]")
@@ -126,7 +132,7 @@ def _forward_step(
             found = position in saved
             places.append(f"storages[{extra + saved.index(position)}]" if found else None)
     outs = [f"o{i}" for i in range(len(setup.results))]
-    if joined:
+    if replaced:
         outs[0], targets[0] = "None", None
     takes_out = setup.declaration.takes_out
     if takes_out:
@@ -143,7 +149,7 @@ def _forward_step(
         if places[0] is not None:
             text.add(f"{places[0]}.written()")
     else:
-        _forward_call(text, k, setup, joined, inputs, outs, places)
+        _forward_call(text, k, setup, joined, inputs, outs, places, makes_input)
     if text.is_again:
         saved_slots = [plan.saved_slots.get((k, len(call.sources) + i)) for i in range(len(outs))]
         targets += saved_slots[len(targets) :]
@@ -173,15 +179,17 @@ def _forward_call(
     inputs: Sequence[str],
     outs: Sequence[str],
     places: Sequence[str | None],
+    makes_input: bool,
 ) -> None:
     """Call the function's forward, and see to it that its results are where they belong."""
     options = _options(text, k, setup)
     takes_out = setup.declaration.takes_out
     if joined:
         options.append(joined)
-    if takes_out and (len(outs) > 1 or not joined):
+    if takes_out and (len(outs) > 1 or outs[0] != "None"):
         options.append(f"out={outs[0]}" if len(outs) == 1 else f"out=({', '.join(outs)})")
     method = "forward_joined" if joined else "forward"
+    method += "_input" if makes_input else ""
     forward = text.name(method, getattr(setup.implementation, method))
     text.add(f"r = {forward}({', '.join(['xp', *inputs, *options])})")
     several = len(outs) + len(setup.declaration.updates) > 1

@@ -16,6 +16,12 @@ without them has no such methods:
         As `forward`, but computes the outputs of `joined` (formula_chain.Joined) in place of the
         first result: that is None in `out`, if the function has several results, and in what is
         returned. A function with one result is given no `out`, and what it returns is of no matter.
+    joins_input(chain) -> bool
+        Whether `forward_joined_input` takes this chain (a reduction). Its first output is the
+        function's first input.
+    forward_joined_input(xp, *inputs, joined, **options)
+        As `forward`, but computes that input, which is None, itself, and writes the chain's other
+        outputs. Arrays of the chain may broadcast to that input.
     joins_backward(chain) -> bool
         Whether `backward_joined` takes this chain. Its first output is the gradient of the
         function's first result.
@@ -23,8 +29,9 @@ without them has no such methods:
         As `backward`, which the function has to have, but computes that gradient, which is None
         among `reads`, itself, and writes the chain's other outputs.
 
-All arrays of `joined` have shape and dtype of the function's first result and lie C-contiguous in
-memory. One of `joined.outs` may be the memory of one of `joined.arrays`; else nothing overlaps.
+But for these all arrays of `joined` have shape and dtype of the function's first result, and lie
+C-contiguous in memory. One of `joined.outs` may be the memory of one of `joined.arrays`; else
+nothing overlaps.
 """
 
 from __future__ import annotations
@@ -52,15 +59,24 @@ class Number(NamedTuple):
 
 
 class FusedForward(NamedTuple):
-    """Steps of a forward as one: a chain, and maybe the function to whose result it is applied."""
+    """Steps of a forward as one: a chain, and maybe a function.
 
-    function: ForwardStep | None  # the first of `steps`
+    That is the first of `steps`, to whose result the chain is applied; or the last, whose first
+    input is the chain's first output, which then is not among `outputs`.
+    """
+
+    function: ForwardStep | None
     steps: tuple[ForwardStep, ...]
     chain: Chain
     inputs: tuple[tuple[int, int], ...]  # (node, number of its input) of each array of the chain
     outputs: tuple[int, ...]  # slots
     inplace: int | None  # the slot whose memory takes the only output
     numbers: tuple[Number, ...]
+
+    @property
+    def makes_input(self) -> bool:
+        """Whether the chain makes the function's input."""
+        return self.function is not None and self.function is self.steps[-1]
 
 
 class _Draft:
@@ -97,6 +113,14 @@ class _Draft:
         wanted = [named[output] for output in outputs]
         return Chain(self.links, [*self.arrays.values()], [*self.numbers.values()], wanted)
 
+    def chain_into(self, taken: object, outputs: Sequence[object]) -> Chain:
+        """A chain whose first output is `taken`, which may be among the others, too."""
+        if taken in outputs:
+            self.copy(taken, self.results[taken])
+        chain = self.chain(outputs)
+        wanted = (self.results[taken], *chain.outputs)
+        return Chain(chain.links, chain.arrays, chain.numbers, wanted)
+
 
 def formula_of(setup: Setup) -> Formula | None:
     """The formula of an elementwise function that is carried out by its formula."""
@@ -126,6 +150,9 @@ def fused_forward(
         while last < len(steps) and _joins(plan, steps[first:last], steps[last]):
             last += 1
         fused = None
+        if last < len(steps):
+            fused = _before_function(plan, steps[first : last + 1], gone, readers)
+            last += fused is not None
         while fused is None and last > first + 1:
             fused = _forward_chain(plan, steps[first:last], gone, readers)
             last -= fused is None
@@ -171,17 +198,44 @@ def _may_follow(call: Call, first: Call, made: set[int]) -> bool:
     )
 
 
-def _forward_chain(
+def _before_function(
     plan: Plan, group: Sequence[ForwardStep], gone: set[int], readers: dict[int, set[int]]
 ) -> FusedForward | None:
-    """The steps as one; None where what they compute is not wanted, or the function declines."""
+    """Formulas and the function after them as one; None where it does not take them."""
+    *formulas, last = group
+    first, call = plan.calls[formulas[0].node], plan.calls[last.node]
+    setup = call.setup
+    made = {plan.calls[member.node].targets[0] for member in formulas}
+    if (
+        formula_of(first.setup) is None
+        or not first.setup.backend.chains_formulas
+        or not hasattr(setup.implementation, "joins_input")
+        or call.sources[0] not in made
+        or not made.isdisjoint(call.sources[1:])
+    ):
+        return None
+    return _forward_chain(plan, group, gone, readers, last)
+
+
+def _forward_chain(
+    plan: Plan,
+    group: Sequence[ForwardStep],
+    gone: set[int],
+    readers: dict[int, set[int]],
+    last: ForwardStep | None = None,
+) -> FusedForward | None:
+    """The steps as one; None where what they compute is not wanted, or the function declines.
+
+    Args:
+        last: the last of them, if it is a function whose input the others compute.
+    """
     draft = _Draft()
     inputs: dict[object, tuple[int, int]] = {}
     nodes = {step.node for step in group}
     setup = plan.calls[group[0].node].setup
     function = group[0] if formula_of(setup) is None else None
     outputs = []
-    for step in group:
+    for step in group if last is None else group[:-1]:
         call = plan.calls[step.node]
         target = call.targets[0]
         wanted = target not in gone or not readers.get(target, set()) <= nodes
@@ -203,14 +257,20 @@ def _forward_chain(
             draft.link(target, formula, names)
         if wanted:
             outputs.append(target)
-    if not outputs:
+    if last is not None:
+        function, setup = last, plan.calls[last.node].setup
+        chain = draft.chain_into(plan.calls[last.node].sources[0], outputs)
+        if not setup.implementation.joins_input(chain):
+            return None
+    elif not outputs:
         return None
-    chain = draft.chain(outputs)
-    if function is not None and not setup.implementation.joins(chain):
-        return None
-    read = list(draft.arrays)[0 if function is None else 1 :]
+    else:
+        chain = draft.chain(outputs)
+        if function is not None and not setup.implementation.joins(chain):
+            return None
+    read = list(draft.arrays)[0 if function is None or last is not None else 1 :]
     cleared = {slot for step in group for slot in step.clears}
-    result = setup.results[0]
+    result = plan.calls[group[0].node].setup.results[0]
     # The only output is that of the last link: when it is written, others have been read.
     own = () if function is None else plan.calls[function.node].sources
     slots = [

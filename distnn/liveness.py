@@ -106,7 +106,8 @@ class _Walk:
             self.steps.append(f"{'again ' if again else 'forward '}{names}")
             function = step if isinstance(step, ForwardStep) else step.function
             if function is not None:
-                self.call(function, again, isinstance(step, FusedForward))
+                joined = isinstance(step, FusedForward) and not step.makes_input
+                self.call(function, again, joined)
             if isinstance(step, FusedForward):
                 self.chain(step)
             self.let_go(self.values, [s for member in members for s in member.clears])

@@ -123,8 +123,10 @@ def _computed(plan: Plan, steps: Sequence[ForwardStep]) -> Iterator[str]:
             call = plan.calls[function.node]
             sources, targets = list(call.sources), list(call.targets)
         if isinstance(step, FusedForward):
+            replaced = sources if step.makes_input else targets
+            del replaced[:1]
             sources += [plan.calls[node].sources[i] for node, i in step.inputs]
-            targets[:1] = step.outputs
+            targets = [*step.outputs, *targets]
         shape = plan.calls[members[-1].node].setup.results[0].shape
         # What a fused step does not write need not be freed.
         written = {*targets, *sources}

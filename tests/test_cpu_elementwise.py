@@ -121,6 +121,9 @@ def test_arrays_of_a_number_for_each_channel_are_broadcast(full, channel, text):
     assert elementwise.evaluate(formula, [*values.values()], [], out)
     formula.evaluate(values, {}, expected)
     np.testing.assert_array_equal(out, expected)
+    spread = np.broadcast_to(values["b"], full)  # as the gradient of a sum is
+    assert elementwise.evaluate(formula, [x, spread], [], out)
+    np.testing.assert_array_equal(out, expected)
     values["x"] = in_place = x.copy()
     assert elementwise.evaluate(formula, [*values.values()], [], in_place)
     np.testing.assert_array_equal(in_place, expected)

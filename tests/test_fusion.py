@@ -129,7 +129,7 @@ def test_neighbours_are_one_chain_and_what_is_between_them_is_not_stored(chains)
     x.d = np.linspace(-1, 1, 6).reshape(2, 3)
     h = x * 2.0
     y = F.tanh(h + 1.0)
-    loss = F.sum(y * y)
+    loss = F.sum(F.transpose(y * y, (1, 0)))  # else the sum would take the chain
     for _ in range(2):
         loss.forward(clear_no_need_grad=True)
         x.grad.zero()
@@ -346,6 +346,54 @@ def test_what_a_function_updates_is_not_read_early_by_what_joins_it():
         return [x], [y], F.sum(F.tanh(y + mean))
 
     same_as_the_walk(network, "float", {"clear_no_need_grad": True})
+
+
+# Rows, columns, packs that cross rows, several blocks, axes apart, nothing to reduce, nothing.
+REDUCED = [
+    ("sum", (3, 7), (1,), "float"),
+    ("mean", (40, 64), (0,), "float"),
+    ("mean", (6, 4, 3, 8), (0, 2, 3), "half"),
+    ("sum", (6, 7, 3, 8), (0, 2), "half"),
+    ("mean", (2, 40_000), (0, 1), "float"),
+    ("sum", (300, 96), (0,), "double"),
+    ("mean", (5, 1), (1,), "float"),
+    ("sum", (0, 3), (0,), "float"),
+    ("max", (6, 4, 3, 5), (1, 2), "float"),
+    ("max", (6, 4, 3, 5), (0, 2), "float"),
+    ("min", (3, 64), (1,), "half"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "axes", "type_config"), REDUCED, ids=str)
+def test_a_reduction_takes_the_chain_before_it(name, shape, axes, type_config, found_steps):
+    def network():
+        rng = np.random.RandomState(1)
+        leaves = []
+        for s in (shape, (*shape[:-1], 1), (1, *shape[1:])):
+            leaves.append(nn.Variable(s, need_grad=True))
+            leaves[-1].d = rng.uniform(-1, 1, s).astype(np.float32)
+        x, column, row = leaves
+        kept = F.tanh((x + column) * row)
+        y = getattr(F, name)(kept * 0.75, axis=axes, keepdims=True)
+        return leaves, [kept, y], F.sum(F.reshape(y, (-1,)))
+
+    several = type_config == "half"
+    for flags in [{"clear_no_need_grad": True}, *[{}, {"clear_buffer": True}] * several]:
+        same_as_the_walk(network, type_config, flags)
+    if not nn.get_current_context().backend[0].startswith("cpu"):
+        declined = name == "max" and axes == (0, 2)
+        assert joined_names(found_steps[0]) == ([] if declined else [(0, 1, 2, 3, 4)])
+
+
+def test_a_reduced_chain_by_its_definition():
+    rng = np.random.RandomState(0)
+    a, b = rng.randn(7, 30, 11), rng.randn(1, 30, 1)
+    x, y = nn.Variable(a.shape), nn.Variable(b.shape)
+    x.d, y.d = a, b
+    loss = F.mean(F.tanh(x) * y, axis=(0, 2))
+    for _ in range(2):
+        loss.forward(clear_buffer=True)
+    np.testing.assert_allclose(loss.d, (np.tanh(a) * b).mean((0, 2)), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [7, 100_000])

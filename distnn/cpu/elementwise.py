@@ -108,7 +108,7 @@ def _evaluate(
     numbers: Sequence[float],
     outs: Sequence[np.ndarray],
 ) -> bool:
-    outs, arrays = [*map(bits, outs)], [*map(bits, arrays)]
+    outs, arrays = [*map(bits, outs)], [_narrowed(bits(a)) for a in arrays]
     layout = _layout(outs[0], arrays)
     if layout is None:
         return False
@@ -157,6 +157,13 @@ class _Layout(NamedTuple):
 
     blocks: tuple[int, ...]
     kinds: tuple[str, ...]
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """The array with length 1 where it was broadcast, as the gradients of sums are."""
+    if 0 not in array.strides or not array.size:
+        return array
+    return array[tuple(slice(None if stride else 1) for stride in array.strides)]
 
 
 def _layout(out: np.ndarray, arrays: Sequence[np.ndarray]) -> _Layout | None:

@@ -55,6 +55,8 @@ def _count(x: tuple[int, ...], axes: tuple[int, ...]) -> int:
 class Sum(_Reduction):
     """y = sum of x over axes."""
 
+    cuda = "reduction.Sum"
+
     def setup(self, x: Spec) -> Spec:
         return self.result(x)
 
@@ -68,6 +70,8 @@ class Sum(_Reduction):
 @dataclass(frozen=True)
 class Mean(_Reduction):
     """y = mean of x over axes."""
+
+    cuda = "reduction.Mean"
 
     def setup(self, x: Spec) -> Spec:
         if _count(x.shape, self.axes) == 0:
