@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -110,30 +111,51 @@ def _execution(roots: Sequence[Value], budget: int | None = _BACKWARD) -> Execut
         budget: of memory, for a forward. It forgets what is marked for recompute, and what it has
             to. Backward has to know what the last forward forgot.
     """
-    if len(roots) == 1:
-        execution = roots[0].execution
-        if (
-            execution is not None
-            and execution.version == version.number
-            and budget in (_BACKWARD, execution.budget)
-        ):
-            if isinstance(execution, Known):
-                execution = roots[0].execution = execution.begin(roots[0])
-            return execution
+    execution = _remembered(roots)
+    if (
+        execution is not None
+        and execution.version == version.number
+        and budget in (_BACKWARD, execution.budget)
+    ):
+        if isinstance(execution, Known):
+            execution = roots[0].execution = execution.begin(roots[0])
+        return execution
     if budget != _BACKWARD:
         _forget(roots, budget)
     number = version.number
     graph = Graph(roots)
     execution = Execution(plans.plan(graph), graph.nodes, graph.leaves, number, budget)
+    _remember(roots, execution)
+    return execution
+
+
+# Executions of several roots, which are part of the key; by the root that was made last, to which
+# none of the nodes leads.
+_of_several: WeakKeyDictionary[Value, tuple[list[ref[Value]], Execution]] = WeakKeyDictionary()
+
+
+def _remembered(roots: Sequence[Value]) -> Execution | Known | None:
+    if len(roots) == 1:
+        return roots[0].execution
+    known, execution = _of_several.get(_made_last(roots), ((), None))
+    return execution if [each() for each in known] == [*roots] else None
+
+
+def _remember(roots: Sequence[Value], execution: Execution) -> None:
     if len(roots) == 1:
         roots[0].execution = execution
-    return execution
+    else:
+        _of_several[_made_last(roots)] = [ref(root) for root in roots], execution
+
+
+def _made_last(roots: Sequence[Value]) -> Value:
+    return max(roots, key=lambda root: -1 if root.parent is None else root.parent.order)
 
 
 def _forget(roots: Sequence[Value], budget: int | None) -> None:
     """Settle what the nodes of a static graph forget in their next forward."""
     nodes = nodes_of(roots)
-    if budget is None or len(roots) > 1 or any(node.eager for node in nodes):
+    if budget is None or any(node.eager for node in nodes):
         forgets = [node.forgets if node.eager else marked(node) for node in nodes]
     else:
         plan = fitting(plans.plan(Graph(roots, upcoming=True)), budget)

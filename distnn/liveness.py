@@ -167,8 +167,8 @@ class _Walk:
             names = ", ".join(plan.calls[m.node].setup.function.name for m in members)
             self.steps.append(f"backward {names}")
             if number == 0:
-                root = plan.roots[0]
-                self.gradients[root] = self.make(self.spec(root), f"gradient of {root}")
+                for root in plan.roots:
+                    self.gradients[root] = self.make(self.spec(root), f"gradient of {root}")
             function = step if isinstance(step, BackwardStep) else step.function
             if isinstance(step, FusedBackward):
                 done = [r.slot for r in step.inputs if r.slot >= 0]

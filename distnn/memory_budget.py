@@ -4,12 +4,15 @@ Candidates are tried on paper (liveness.py), and the cheapest that fits is taken
 into segments, at places where few bytes cross; what crosses is kept. Of the rest either cheap calls
 are forgotten (those that move bytes rather than multiply: elementwise, normalization, pooling), or
 all calls; in all segments, or from the first on as many as it takes.
+
+Of a static graph that is settled before it runs; of a dynamic one when the calls that wait are
+computed, for these: what was computed before stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -17,8 +20,9 @@ from typing import NamedTuple
 from .arena import aligned, live_bytes
 from .errors import ArgumentError, MemoryBudgetError
 from .function import Setup
+from .graph import Node, Value
 from .liveness import iteration
-from .plan import Call, Plan
+from .plan import Call, Graph, Plan, plans
 
 _budget: ContextVar[int | None] = ContextVar("distnn_memory_budget", default=None)
 # Arithmetic operations of a product of matrices that take as long as to move a byte.
@@ -31,17 +35,19 @@ current_budget = _budget.get
 
 @contextmanager
 def memory_budget(bytes: int | None) -> Iterator[None]:
-    """Static graphs forget in forward, and compute again in backward, what it takes to fit.
+    """Graphs forget in forward, and compute again in backward, what it takes to fit.
 
     What counts is the most that lives at once of the results and gradients that forward and
     backward make (`nn.profiler.memory`): not parameters, their gradients and solver states, and not
     what a function allocates for itself. Values and gradients are the same to the bit. Marks by
-    `nn.recompute` stay. It is looked at by `forward` with `clear_no_need_grad=True`, the first time
-    for each graph; dynamic graphs are left as they are.
+    `nn.recompute` stay. In a static graph it is looked at by `forward` and `nn.forward_all` with
+    `clear_no_need_grad=True`, the first time for each graph; in a dynamic one when calls that were
+    made inside the block are computed, all at once as a rule (docs/memory.md).
 
     Args:
         bytes: the budget; None is none.
-    Raises: MemoryBudgetError, by forward, where nothing fits; it says what would.
+    Raises: MemoryBudgetError, by forward, or what computes dynamic calls, where nothing fits; it
+        says what would.
 
     >>> import distnn as nn, distnn.functions as F
     >>> x = nn.Variable((64, 64), need_grad=True)
@@ -82,22 +88,54 @@ class _Candidate(NamedTuple):
         return self.cost, self.peak
 
 
-def fitting(plan: Plan, budget: int) -> Plan:
-    """The plan, or one that forgets more, whose peak is within the budget."""
-    if budget not in plan.fits:
-        plan.fits[budget] = _fitting(plan, budget)
-    return plan.fits[budget]
+def fitting(
+    plan: Plan, budget: int, held: Collection[int] = (), computed: Collection[int] | None = None
+) -> Plan:
+    """The plan, or one that forgets more, whose peak is within the budget.
+
+    Args:
+        held: slots of results that stay, since somebody holds them.
+        computed: of a dynamic graph, the calls that were computed before; None if it is static.
+    """
+    key = (budget, frozenset(held), None if computed is None else frozenset(computed))
+    if key not in plan.fits:
+        asked = plan if computed is None else plan.as_recorded(held)
+        plan.fits[key] = _fitting(asked, budget, computed or ())
+    return plan.fits[key]
 
 
-def _fitting(plan: Plan, budget: int) -> Plan:
+def settle(
+    roots: Sequence[Value], waiting: Sequence[Node], held: Sequence[Value], budget: int
+) -> bool:
+    """Settle what recorded calls forget; returns whether they forget something.
+
+    Args:
+        roots: of the graph.
+        waiting: the calls.
+        held: results that somebody holds.
+    """
+    graph = Graph(roots, upcoming=True)
+    if not graph.shared:
+        return False  # to look for what fits in each iteration takes too long
+    own = {*waiting}
+    computed = [k for k, node in enumerate(graph.nodes) if node not in own]
+    slots = [slot for slot in map(graph.slot_of, held) if slot is not None]
+    plan = fitting(plans.plan(graph), budget, slots, computed)
+    for k in {*range(len(graph.nodes))}.difference(computed):
+        graph.nodes[k].forgets = plan.forgets(k)
+    return bool(plan.forgotten)
+
+
+def _fitting(plan: Plan, budget: int, computed: Collection[int]) -> Plan:
     asked = _candidate(plan, frozenset())
     if asked.peak <= budget:
         return plan
-    cheap = _cheap(plan)
+    can = frozenset(k for k in range(len(plan.calls)) if k not in computed and _can_forget(plan, k))
+    cheap = _cheap(plan, can)
     choices = [cheap]
     segments = 2
     while segments <= min(_MOST_SEGMENTS, len(plan.calls)):
-        found = _segmented(plan, segments)
+        found = _segmented(plan, segments, can)
         choices += [found & cheap, found]
         segments = math.ceil(segments * 1.4)
     tried = [(_candidate(plan, calls), calls) for calls in dict.fromkeys(choices)]
@@ -156,16 +194,12 @@ def _can_forget(plan: Plan, k: int) -> bool:
     return call.setup.function.can_recompute() and spared.isdisjoint(call.targets)
 
 
-def _cheap(plan: Plan) -> frozenset[int]:
+def _cheap(plan: Plan, can: frozenset[int]) -> frozenset[int]:
     """Calls that move bytes rather than multiply."""
-    return frozenset(
-        k
-        for k, call in enumerate(plan.calls)
-        if _can_forget(plan, k) and call.setup.function.name not in _OPERATIONS
-    )
+    return frozenset(k for k in can if plan.calls[k].setup.function.name not in _OPERATIONS)
 
 
-def _segmented(plan: Plan, segments: int) -> frozenset[int]:
+def _segmented(plan: Plan, segments: int, can: frozenset[int]) -> frozenset[int]:
     """All calls but those whose results cross from one segment to the next."""
     n = len(plan.calls)
     last: dict[int, int] = {}  # slot -> its last reader in forward
@@ -192,7 +226,7 @@ def _segmented(plan: Plan, segments: int) -> frozenset[int]:
         goal = before * number / segments
         if near:
             kept |= crossing[min(near, key=lambda k: (weight[k], abs(done[k] - goal)))]
-    return frozenset(k for k in range(n) if k not in kept and _can_forget(plan, k))
+    return can - kept
 
 
 # -- what it costs ---------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ class Plan:
         )
         _check_devices(self.calls)
         self.n_slots = graph.n_slots
-        self._recorded = graph.recorded
+        self._recorded = self._keeps_for_rules = graph.recorded
         self.leaves = frozenset(graph.leaves)
         self.roots = graph.roots
         self.gradients = dict(graph.gradients)  # leaf slot -> number of its gradient's storage
@@ -190,11 +190,7 @@ class Plan:
         self._members: dict[int, list[int]] = {}
         for slot, group in enumerate(self._group):
             self._members.setdefault(group, []).append(slot)
-        # Leaves, roots and what the user wants to keep are never freed.
-        inputs = (s for c in self.calls if c.setup.function.protects for s in c.sources)
-        self._protected = frozenset(
-            self._group[s] for s in (*self.leaves, *self.roots, *self.persistent, *inputs)
-        )
+        self._protected = self._never_freed()
         self._start_over()
 
     def _start_over(self) -> None:
@@ -202,7 +198,7 @@ class Plan:
         self._programs: dict[tuple, tuple] = {}
         self._texts: dict[tuple, Callable[..., None] | None] = {}
         self._used = False
-        self.fits: dict[int, Plan] = {}  # by memory budget
+        self.fits: dict[tuple, Plan] = {}  # by memory budget, see memory_budget.py
 
     def _settle_forgotten(self, leaves: Iterable[int]) -> None:
         """What backward computes again, and what calls keep therefore."""
@@ -227,6 +223,20 @@ class Plan:
             call._replace(flags=call.flags | _all_forgotten(call)) if k in calls else call
             for k, call in enumerate(self.calls)
         )
+        plan._settle_forgotten(())
+        plan._start_over()
+        return plan
+
+    def as_recorded(self, held: Collection[int] = ()) -> Plan:
+        """The plan of a dynamic graph as it runs: it keeps for `nn.grad`, too.
+
+        Args:
+            held: results that stay, since somebody holds them.
+        """
+        plan = copy.copy(self)
+        plan._keeps_for_rules = True
+        plan.persistent = self.persistent.union(held)
+        plan._protected = plan._never_freed()
         plan._settle_forgotten(())
         plan._start_over()
         return plan
@@ -268,6 +278,12 @@ class Plan:
                 group[call.targets[0]] = group[call.sources[0]]
         return group
 
+    def _never_freed(self) -> frozenset[int]:
+        """Groups of leaves, of roots and of what the user wants to keep."""
+        inputs = (s for c in self.calls if c.setup.function.protects for s in c.sources)
+        slots = (*self.leaves, *self.roots, *self.persistent, *inputs)
+        return frozenset(self._group[s] for s in slots)
+
     def _forgets(self, call: Call) -> int:
         """The mask of results that a call forgets (Node.forgets)."""
         return sum(1 << i for i, slot in enumerate(call.targets) if slot in self.forgotten)
@@ -289,7 +305,7 @@ class Plan:
         positions: tuple[int, ...] = ()
         if True in call.need:
             reads = call.setup.reads(call.need)
-            positions = reads.either if self._recorded else reads.backward
+            positions = reads.either if self._keeps_for_rules else reads.backward
         hidden = [slot in self.forgotten for slot in call.sources]
         forgets = self._forgets(call)
         if forgets or True in hidden:

@@ -20,6 +20,7 @@ from .liveness import iteration
 from .memory import pool
 from .memory_budget import current_budget, fitting
 from .plan import BackwardStep, ForwardStep, Graph, Plan, plans
+from .record import current_record
 from .variable import Variable
 
 
@@ -97,13 +98,20 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
     return "\n".join(["forward", *forward, *(["backward", *backward] if backward else [])])
 
 
-def _plan_of(function: str, variable: Variable) -> Plan:
-    """The plan of a result's next forward."""
-    if variable.parent is None:
-        raise GraphError(
-            f"[{function}] this Variable is a leaf: no function computes it; pass a result"
-        )
-    plan = plans.plan(Graph([variable._value], upcoming=True))
+def _plan_of(function: str, *variables: Variable) -> Plan:
+    """The plan of the next forward of one result, or of several in one pass."""
+    is_dynamic = False
+    for variable in variables:
+        if variable.parent is None:
+            raise GraphError(
+                f"[{function}] this Variable is a leaf: no function computes it; pass a result"
+            )
+        is_dynamic = is_dynamic or variable.parent.eager
+    if is_dynamic:
+        current_record().settle()
+    plan = plans.plan(Graph([variable._value for variable in variables], upcoming=True))
+    if is_dynamic:
+        return plan.as_recorded()
     budget = current_budget()
     return plan if budget is None else fitting(plan, budget)
 
@@ -209,14 +217,21 @@ class Memory:
 
 
 def memory(
-    variable: Variable, clear_buffer: bool = False, clear_no_need_grad: bool = True
+    variable: Variable | Sequence[Variable],
+    clear_buffer: bool = False,
+    clear_no_need_grad: bool = True,
 ) -> Memory:
     """Memory that forward and backward(clear_buffer=True) of a result need, beside leaves.
+
+    Of several, as `nn.forward_all` takes them, the gradients are counted as if one backward came to
+    all leaves. Of a dynamic graph it is what it will come to, or has come to, if nobody holds
+    other results.
 
     Parameters, their gradients and solver states are not counted, nor what a function allocates for
     itself while it runs.
 
     Args:
+        variable: a result, or several.
         clear_buffer, clear_no_need_grad: the flags of forward.
     Returns: in bytes
         planned: one arena with offsets by liveness;
@@ -233,7 +248,7 @@ def memory(
     >>> report.lower_bound <= report.planned <= report.sum_without_reuse
     True
     """
-    plan = _plan_of("memory", variable)
+    plan = _plan_of("memory", *([variable] if isinstance(variable, Variable) else variable))
     found = iteration(plan, clear_buffer, clear_no_need_grad)
     spans = found.spans
     live = live_bytes(spans, len(found.steps))

@@ -30,6 +30,7 @@ from .forward_program import forward_program
 from .forward_segment import run_forward
 from .function import Setup, Spec
 from .graph import Node, Value, version
+from .memory_budget import current_budget, settle
 from .ndarray import NdArray
 from .plan import Graph, Plan
 from .recompute import is_recomputing, marked
@@ -58,6 +59,7 @@ class _Calls:
         self.recomputes = False  # a result is marked, or was forgotten (recompute.py)
         self.is_graph = True  # the calls are a whole graph, for which gradients may be wanted
         self.version = 0  # of all graphs, when the first call came
+        self.budget: int | None = None  # of memory, when the first call came
         self.world: World | None = None  # kept alive by what waits, which is computed in it
 
     def leaf(self, value: Value) -> int:
@@ -111,6 +113,7 @@ class Record:
             if calls.world is None:
                 calls.world = self._world()
                 calls.version = version.number
+                calls.budget = current_budget()
             slots = calls.slots
             sources = []
             for source in node.sources:
@@ -164,6 +167,12 @@ class Record:
             self._calls.recomputes = True
             return True
 
+    def settle(self) -> None:
+        """Settle what the waiting calls will forget."""
+        with self._lock:
+            if self._calls.nodes:
+                _settle(self._calls)
+
     def flush(self) -> None:
         """Compute all that waits."""
         with self._lock:
@@ -174,12 +183,10 @@ class Record:
             for storage in calls.marked:
                 storage.record = None
             calls.marked.clear()
-            if calls.recomputes:
-                for node in calls.nodes:
-                    node.forgets = marked(node)
             assert calls.world is not None
             with world_scope(calls.world), np.errstate(all="ignore"):
                 try:
+                    _settle(calls)
                     if not _run_program(calls):
                         _walk(calls)
                 except BaseException:
@@ -198,6 +205,32 @@ def _checked(setup: Setup, position: int, data: NdArray) -> bool:
     indices = read_indices(data, setup.backend, function.name, setup.index_names[position])
     function.check(setup.backend.xp, indices, setup.input_shapes)
     return True
+
+
+def _settle(calls: _Calls) -> None:
+    """Settle what calls forget: what is marked, and what they have to for a memory budget."""
+    if calls.recomputes:
+        for node in calls.nodes:
+            node.forgets = marked(node)
+    if calls.budget is None:
+        return
+    read = {slot for sources in calls.key[1::3] for slot in sources}
+    held = [slot for slot in _held(calls) if calls.values[slot].parent is not None]
+    values = [calls.values[slot] for slot in held]
+    roots = [calls.values[slot] for slot in held if slot not in read]
+    roots = [value for value in roots if value.need_grad]
+    if roots and settle(roots, calls.nodes, values, calls.budget):
+        calls.recomputes = True
+
+
+def _held(calls: _Calls) -> list[int]:
+    """Slots of the data that somebody else holds, too."""
+    held = []
+    for slot in range(len(calls.data)):
+        each = calls.data[slot]
+        if sys.getrefcount(each) > _UNSHARED:
+            held.append(slot)
+    return held
 
 
 def _walk(calls: _Calls) -> None:
@@ -269,11 +302,7 @@ _structures_lock = threading.Lock()
 
 def _run_program(calls: _Calls) -> bool:
     """Run calls as a program; False where there is none yet, or it would not do."""
-    held = []
-    for slot in range(len(calls.data)):
-        each = calls.data[slot]
-        if sys.getrefcount(each) > _UNSHARED:
-            held.append(slot)
+    held = _held(calls)
     key = (*calls.key, *held)
     if calls.recomputes:
         key += tuple((node.forgets, node.positions()) for node in calls.nodes)

@@ -352,3 +352,32 @@ def test_plan_stats_count_plans_and_programs():
     after = nn.profiler.plan_stats()
     assert (after["hits"] - before["hits"], after["misses"] - before["misses"]) == (3, 1)
     assert after["plans"] >= after["programs"] >= 1
+
+
+def test_several_results_have_a_program_and_die_with_their_last_reference():
+    x = nn.Variable((4, 3), need_grad=True)
+    h = F.tanh(x * 2.0)
+    y, z = F.sum(h * h), F.mean(F.exp(h), axis=1)
+    values = [y, h, z]  # one of them leads to the others
+    found = []
+    for hook in ({"function_pre_hook": lambda f: None}, {}, {}, {}):
+        x.d = np.linspace(-1, 1, 12).reshape(4, 3)
+        nn.forward_all(values, clear_no_need_grad=True, **hook)
+        results = [v.d.copy() for v in values]
+        x.grad.zero()
+        y.backward()
+        z.backward(clear_buffer=True)
+        found.append([*results, x.g.copy()])
+    for each in found[1:]:
+        for a, b in zip(each, found[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+    programs = nn.profiler.plan_stats()["programs"]
+    nn.forward_all(values, clear_no_need_grad=True)
+    assert nn.profiler.plan_stats()["programs"] == programs > 0
+    gc.disable()
+    try:
+        last = weakref.ref(z._value)
+        del values, y, z
+        assert last() is None
+    finally:
+        gc.enable()
