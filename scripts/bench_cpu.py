@@ -3,10 +3,12 @@
 Each row is forward and backward of one function, a solver's update, or an iteration of training a
 network, in turns in one process; the median and the least of many rounds, and ratios of medians.
 Prints a table to stderr and one JSON line. Without PyTorch (pip install torch==2.13.0) its column
-is left out.
+is left out. With --precision bf16 distnn's column is bfloat16, beside its own float32 and PyTorch's
+autocast; single functions of PyTorch take tensors of bfloat16 then, as they do inside of networks.
 
     python scripts/bench_cpu.py >> benchmarks/cpu.jsonl
     python scripts/bench_cpu.py --only batch_normalization --rounds 30
+    python scripts/bench_cpu.py --precision bf16 --only training
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 # Its threads would wait for work on the cores that ours need.
@@ -31,8 +34,18 @@ from trainers import Ours, Torch, compared
 import distnn as nn
 import distnn.functions as F
 import distnn.solvers as S
+from distnn.ext_utils import get_extension_context
 
 Work = Callable[[], Any]
+
+
+def context(precision: str) -> nn.Context:
+    return get_extension_context("cpu", precision="highest" if precision == "float32" else "bf16")
+
+
+def autocast(torch: Any, precision: str) -> Any:
+    """PyTorch's way to compute in bfloat16; nothing in float32."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 class Row:
@@ -59,8 +72,12 @@ class Row:
         self.arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
         self.labels = None if labels is None else rng.integers(0, labels[1], labels[0])
 
-    def distnn(self, kernels: str) -> Work:
+    def distnn(self, kernels: str, precision: str) -> Work:
         nn.set_cpu_kernels(kernels)
+        with nn.context_scope(context(precision)):
+            return self._distnn()
+
+    def _distnn(self) -> Work:
         inputs = [
             nn.Variable.from_numpy_array(a, need_grad=i >= self.fixed)
             for i, a in enumerate(self.arrays)
@@ -80,17 +97,26 @@ class Row:
 
         return work
 
-    def torch(self, torch: Any) -> Work:
-        inputs = [torch.tensor(a, requires_grad=i >= self.fixed) for i, a in enumerate(self.arrays)]
+    def torch(self, torch: Any, precision: str) -> Work:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        inputs = [
+            torch.tensor(a, dtype=dtype, requires_grad=i >= self.fixed)
+            for i, a in enumerate(self.arrays)
+        ]
         leaves = inputs[self.fixed :]
         if self.labels is not None:
             inputs.append(torch.tensor(self.labels))
-        dy = torch.ones_like(self.theirs(torch, *inputs))
+
+        def forward() -> Any:
+            with autocast(torch, precision):
+                return self.theirs(torch, *inputs)
+
+        dy = torch.ones_like(forward())
 
         def work() -> None:
             for leaf in leaves:
                 leaf.grad = None
-            self.theirs(torch, *inputs).backward(dy)
+            forward().backward(dy)
 
         return work
 
@@ -101,7 +127,7 @@ class Update:
     def __init__(self, ours: Callable[[], Any], theirs: Callable[..., Any], size: int) -> None:
         self.solver, self.optimizer, self.size = ours, theirs, size
 
-    def distnn(self, kernels: str) -> Work:
+    def distnn(self, kernels: str, precision: str) -> Work:
         nn.set_cpu_kernels(kernels)
         w = nn.Variable((self.size,), need_grad=True)
         w.d = w.g = 1e-3
@@ -115,7 +141,7 @@ class Update:
 
         return work
 
-    def torch(self, torch: Any) -> Work:
+    def torch(self, torch: Any, precision: str) -> Work:
         w = torch.full((self.size,), 1e-3, requires_grad=True)
         w.grad = torch.full((self.size,), 1e-3)
         return self.optimizer(torch, [w]).step
@@ -126,10 +152,12 @@ class Training:
 
     def __init__(self, network: Callable[[], Network]) -> None:
         self.network = network
+        self.trainers: dict[str, Ours] = {}
 
-    def distnn(self, kernels: str) -> Work:
+    def distnn(self, kernels: str, precision: str) -> Work:
         nn.set_cpu_kernels(kernels)
-        trainer = self.trainer = Ours(self.network(), "cpu", "float32", dynamic=False)
+        trainer = Ours(self.network(), "cpu", precision, dynamic=False)
+        self.trainers[precision] = trainer
 
         def work() -> None:
             nn.set_cpu_kernels(kernels)
@@ -137,11 +165,11 @@ class Training:
 
         return work
 
-    def torch(self, torch: Any) -> Work:
-        network, values = self.network(), self.trainer.parameters()
-        trained = self.trainer.parameters(trained=True)
-        exact, peer = (Torch(network, values, trained, "cpu", p) for p in ("double", "float32"))
-        compared(self.trainer, peer, exact, "float32")  # raises unless both compute the same
+    def torch(self, torch: Any, precision: str) -> Work:
+        network, trainer = self.network(), self.trainers[precision]
+        values, trained = trainer.parameters(), trainer.parameters(trained=True)
+        exact, peer = (Torch(network, values, trained, "cpu", p) for p in ("double", precision))
+        compared(trainer, peer, exact, precision)  # raises unless both compute the same
         return peer.step
 
 
@@ -258,14 +286,18 @@ def calls_of(work: Work) -> int:
     return max(1, int(0.05 / (time.perf_counter() - begin)))
 
 
-def measure(row: Row | Update | Training, rounds: int) -> dict[str, Any]:
+def measure(row: Row | Update | Training, rounds: int, precision: str) -> dict[str, Any]:
     """Milliseconds: medians and least, and ratios of medians."""
-    works = {kernels: row.distnn(kernels) for kernels in ("numba", "numpy")}
+    works = {"numba": row.distnn("numba", precision)}
+    if precision == "float32":
+        works["numpy"] = row.distnn("numpy", precision)
+    else:
+        works["float32"] = row.distnn("numba", "float32")
     try:
         import torch
 
         torch.set_num_threads(nn.get_num_threads())
-        works["torch"] = row.torch(torch)
+        works["torch"] = row.torch(torch, precision)
     except ImportError:
         pass
     for work in works.values():
@@ -282,7 +314,7 @@ def measure(row: Row | Update | Training, rounds: int) -> dict[str, Any]:
     report: dict[str, Any] = {}
     for name, found in times.items():
         report[name] = {"median": float(np.median(found)), "least": min(found)}
-    for peer in ("numpy", "torch"):
+    for peer in ("numpy", "float32", "torch"):
         if peer in report:
             report[f"numba_over_{peer}"] = report["numba"]["median"] / report[peer]["median"]
     return report
@@ -292,17 +324,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="", help="rows whose names contain this")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     options = parser.parse_args()
     report: dict[str, Any] = {"benchmark": "cpu", **machine()}
     report |= {name: installed(name) for name in ("numba", "torch")}
     report["threads"] = nn.get_num_threads()
+    report["precision"] = options.precision
     report["rows"] = {}
-    print(f"{'ms, median':36}  numba   numpy   torch  /numpy  /torch", file=sys.stderr)
+    peer = "numpy" if options.precision == "float32" else "float32"
+    print(f"{'ms, median':36}  numba {peer:>7}   torch{'/' + peer:>8}  /torch", file=sys.stderr)
     for name, row in ROWS.items():
         if options.only in name:
-            found = report["rows"][name] = measure(row, options.rounds)
-            figures = [found[k]["median"] for k in ("numba", "numpy", "torch") if k in found]
-            figures += [found[k] for k in ("numba_over_numpy", "numba_over_torch") if k in found]
+            found = report["rows"][name] = measure(row, options.rounds, options.precision)
+            figures = [found[k]["median"] for k in ("numba", peer, "torch") if k in found]
+            figures += [found[k] for k in (f"numba_over_{peer}", "numba_over_torch") if k in found]
             print(f"{name:36}" + "".join(f"{f:8.2f}" for f in figures), file=sys.stderr)
     print(json.dumps(rounded(report)))
 
