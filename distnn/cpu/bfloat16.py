@@ -2,6 +2,8 @@
 
 Kernels load bfloat16 as float32, compute in float32 and round to the nearest bfloat16 when they
 store, of two as near to the even one. ml_dtypes, whose NumPy dtype the arrays have, does the same.
+One text serves all floats: it reads elements by `number`, sums from `zero` on, and stores what
+`element` makes of a result; of bfloat16 it is given the `bits`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numba
 import numpy as np
+from numba import types
 
 from .. import dtypes
 from ..memory import pool
@@ -52,6 +56,42 @@ def load(bits):
 def store(value):
     """The nearest bfloat16 of a float32."""
     return rounded(np.float32(value).view(np.uint32))
+
+
+overload: Any = numba.extending.overload
+
+
+def number(stored: Any) -> Any:
+    """What kernels compute with: of a bfloat16 the float32, another float as it is."""
+
+
+def element(value: Any, array: Any) -> Any:
+    """`value` as an element of `array`, rounded if that is of bfloat16."""
+
+
+def zero(array: Any) -> Any:
+    """0 of the floats in which kernels compute with elements of `array`."""
+
+
+@overload(number, inline="always")
+def _(stored):
+    if stored == types.uint16:
+        return lambda stored: load(stored)
+    return lambda stored: stored
+
+
+@overload(element, inline="always")
+def _(value, array):
+    if array.dtype == types.uint16:
+        return lambda value, array: store(value)
+    return lambda value, array: array.dtype.type(value)
+
+
+@overload(zero, inline="always")
+def _(array):
+    if array.dtype == types.uint16:
+        return lambda array: np.float32(0)
+    return lambda array: array.dtype.type(0)
 
 
 @kernel

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import threads
-from ..namespace import array_sum
 from . import amx, amx_matmul
 from .bfloat16 import FLOAT32, is_bfloat16, put, wide
+from .bfloat16_reduction import array_sum
 from .twin import CpuTwin
 
 logger = logging.getLogger("distnn")
@@ -62,7 +62,7 @@ class Affine(CpuTwin):
         if need.w:
             matmul(rows.T, dy, out.w.reshape(matrix.shape))
         if need.b:
-            put(array_sum(wide(dy), 0).reshape(out.b.shape), out.b)
+            put(array_sum(dy, 0).reshape(out.b.shape), out.b)
 
     def _views(self, xp: Any, x: Any, w: Any) -> tuple[np.ndarray, np.ndarray]:
         """x and w as matrices."""

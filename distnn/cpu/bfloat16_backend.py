@@ -19,7 +19,7 @@ from ..function import Function, Rule, Spec
 from ..functions.channels import Channels
 from ..functions.elementwise import Elementwise
 from ..twin import Twin
-from . import bfloat16_affine, bfloat16_normalization, twin
+from . import amx_matmul, bfloat16_affine, bfloat16_normalization, bfloat16_reduction, twin
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
 from .elementwise import evaluate
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 _SUM = Formula("a + b", ("a", "b"), ())
 # Functions whose text, and whose gradients' text, is right for bfloat16: most move numbers only.
 _AS_THEY_ARE = frozenset(
-    {"affine", "batch_matmul", "concatenate", "reshape", "slice", "split", "stack", "transpose"}
-)
+    {
+        "affine", "batch_matmul", "concatenate", "embed", "gather", "reshape", "slice", "split",
+        "stack", "sum", "transpose",
+    }
+)  # fmt: skip
 # Where kernels for bfloat16 are, in this room, by the functions' class.
 _TWINS = {
     "Affine": "bfloat16_affine.Affine",
@@ -40,7 +43,10 @@ _TWINS = {
     "Convolution": "bfloat16_convolution.Convolution",
     "Deconvolution": "bfloat16_convolution.Deconvolution",
     "FilterGradient": "bfloat16_convolution.FilterGradient",
+    "Mean": "bfloat16_reduction.Mean",
 }
+# Their products over all steps are those of bfloat16, the rest float32.
+_RECURRENT = frozenset({"gru", "lstm", "rnn"})
 _RULES_AS_THEY_ARE = _AS_THEY_ARE | {"convolution", "deconvolution", "filter_gradient"}
 
 
@@ -72,7 +78,7 @@ class Bfloat16Namespace(NumbaNamespace):
         return put(formula.evaluate(values_wide, numbers, self.empty(out.shape, FLOAT32)), out)
 
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
-        return _narrow(super().sum(wide(x), axis, keepdims))
+        return _narrow(bfloat16_reduction.array_sum(x, axis, keepdims))
 
     def channels(self, blocks: tuple[int, int, int]) -> Channels:
         return bfloat16_normalization.channels(blocks) or WidenedChannels(blocks)
@@ -82,6 +88,20 @@ class Bfloat16Namespace(NumbaNamespace):
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             out = self.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
         return bfloat16_affine.matmul(a, b, out)
+
+
+class _Products(NumbaNamespace):
+    """For arrays of float32, of which products of matrices take what is left in bfloat16."""
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if a.dtype != FLOAT32 or not (bfloat16_affine.uses_tiles() and amx_matmul.suits(a, b)):
+            return super().matmul(a, b, out)
+        if out is None:
+            out = self.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        return bfloat16_affine.matmul(converted(a), converted(b), out)
+
+
+_PRODUCTS = _Products()
 
 
 class WidenedChannels(Channels):
@@ -94,10 +114,9 @@ class WidenedChannels(Channels):
 class Widened(Twin):
     """A function computed in float32 whose results are rounded."""
 
-    def __init__(self, function: Function, specs: Sequence[Any]) -> None:
+    def __init__(self, function: Function, carrier: Any, xp: NumbaNamespace) -> None:
         super().__init__(function)
-        self._carrier = implementation(function, [_wide_spec(spec) for spec in specs])
-        self._xp = NumbaBackend.xp
+        self._carrier, self._xp = carrier, xp
 
     def scratch(self, *specs: Any) -> int:
         return self._carrier.scratch(*map(_wide_spec, specs))
@@ -169,7 +188,11 @@ class Bfloat16Backend(NumbaBackend):
             return found(function)
         if isinstance(function, Elementwise) or function.name in _AS_THEY_ARE or not specs:
             return function
-        return Widened(function, specs)
+        carrier = implementation(function, [_wide_spec(spec) for spec in specs])
+        if getattr(carrier, "takes_bfloat16", False):
+            return carrier
+        xp = _PRODUCTS if function.name in _RECURRENT else NumbaBackend.xp
+        return Widened(function, carrier, xp)
 
     def rule(self, rule: Rule) -> Rule:
         """A gradient rule, on arrays of bfloat16 computed in float32 and rounded once."""

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..function import Spec
+from ..functions.precision import wide
 from ..threads import parallel_for
+from .bfloat16 import FLOAT32, bits, converted, element, is_bfloat16, number, zero
 from .compiler import kernel
 from .twin import CpuTwin
 
 # Elements of a part that one thread works on.
 _PART = 65_536
+_INFINITE = np.float32(np.inf)
 
 
 class _Windows:
@@ -52,14 +55,26 @@ class _Windows:
         self, body: Any, of_elements: np.ndarray, *of_results: np.ndarray, fixed: tuple = ()
     ) -> None:
         """body(elements, *results, *fixed) on parts of the planes."""
-        elements = of_elements.reshape(self.elements)
-        results = [a.reshape(self.results) for a in of_results]
+        elements = bits(of_elements).reshape(self.elements)
+        results = [bits(a).reshape(self.results) for a in of_results]
         grain = max(1, _PART // max(1, math.prod(self.elements[1:])))
 
         def work(i: int, j: int) -> None:
             body(elements[i:j], *[a[i:j] for a in results], *fixed)
 
         parallel_for(work, self.elements[0], grain)
+
+    def add(self, body: Any, sums: np.ndarray, *of_results: np.ndarray, **numbers: Any) -> None:
+        """As run; the body adds to elements, which of bfloat16 are float32 for that long."""
+        if not is_bfloat16(sums):
+            return self.run(body, sums, *of_results, **numbers)
+
+        def added(elements: np.ndarray, *others: Any) -> None:
+            exact = np.empty(elements.shape, FLOAT32)
+            body(exact, *others)
+            converted(exact, elements.view(sums.dtype))
+
+        return self.run(added, sums, *of_results, **numbers)
 
 
 def _windows_along(
@@ -74,6 +89,8 @@ def _windows_along(
 
 class _Pooling(CpuTwin):
     """What they share: the layouts that kernels know."""
+
+    takes_bfloat16 = True
 
     @classmethod
     def suits(cls, function: Any, *specs: Spec | None) -> bool:
@@ -101,7 +118,8 @@ class LinearPooling(_Pooling):
 
     def divisor(self, dtype: np.dtype) -> tuple[Any]:
         """What the sum of a tile is divided by."""
-        return (dtype.type(math.prod(self.function.kernel) if self.function.average else 1),)
+        kind = wide(dtype).type
+        return (kind(math.prod(self.function.kernel) if self.function.average else 1),)
 
 
 class LinearUnpooling(LinearPooling):
@@ -110,7 +128,7 @@ class LinearUnpooling(LinearPooling):
         y = xp.empty(shape, x.dtype) if out is None else out
         windows, x = self.windows(shape), np.ascontiguousarray(x)
         if windows.tiles is None:
-            windows.run(_share_out, y, x, average=self.function.average)
+            windows.add(_share_out, y, x, average=self.function.average)
         else:
             windows.map(windows.tiles.share_out, y, x, fixed=self.divisor(x.dtype))
         return y
@@ -136,7 +154,7 @@ class MaxUnpooling(_Pooling):
         windows = self.windows(shape)
         arrays = np.ascontiguousarray(x), np.ascontiguousarray(index)
         if windows.tiles is None:
-            windows.run(_put_back, y, *arrays, width=windows.width)
+            windows.add(_put_back, y, *arrays, width=windows.width)
         else:
             windows.map(windows.tiles.put_back, y, *arrays)
         return y
@@ -151,11 +169,12 @@ def _add_up(x, y, rows, columns, average):
     for p in range(y.shape[0]):
         for r in range(y.shape[1]):
             for c in range(y.shape[2]):
-                total = x.dtype.type(0)
+                total = zero(x)
                 for h in range(rows[0, r], rows[1, r]):
                     for w in range(columns[0, c], columns[1, c]):
-                        total += x[p, h, w]
-                y[p, r, c] = total / (rows[3, r] * columns[3, c]) if average else total
+                        total += number(x[p, h, w])
+                count = rows[3, r] * columns[3, c] if average else np.uint64(1)
+                y[p, r, c] = element(total / count, y)
 
 
 @kernel
@@ -164,7 +183,7 @@ def _share_out(x, y, rows, columns, average):
     for p in range(y.shape[0]):
         for r in range(y.shape[1]):
             for c in range(y.shape[2]):
-                value = y[p, r, c]
+                value = x.dtype.type(number(y[p, r, c]))
                 if average:
                     value = x.dtype.type(value / (rows[3, r] * columns[3, c]))
                 for h in range(rows[0, r], rows[1, r]):
@@ -177,17 +196,17 @@ def _take_largest(x, y, index, rows, columns, width):
     for p in range(y.shape[0]):
         for r in range(y.shape[1]):
             for c in range(y.shape[2]):
-                largest = x.dtype.type(-np.inf)
+                largest = zero(x) - _INFINITE
                 place = np.uint64(0)
                 for h in range(rows[0, r], rows[1, r]):
                     begin = (h - rows[0, r] + rows[2, r]) * width + columns[2, c] - columns[0, c]
                     for w in range(columns[0, c], columns[1, c]):
-                        value = x[p, h, w]
+                        value = number(x[p, h, w])
                         # NaN stays, and its place is the last one, as in NumPy's text.
                         larger = not value <= largest
                         place = begin + w if larger else place
                         largest = value if larger & (largest == largest) else largest
-                y[p, r, c] = largest
+                y[p, r, c] = element(largest, y)
                 index[p, r, c] = place
 
 
@@ -202,7 +221,7 @@ def _put_back(x, y, index, rows, columns, width):
                 w = columns[0, c] + place % width - columns[2, c]
                 # A window of -inf alone may have its place in the padding.
                 if rows[0, r] <= h < rows[1, r] and columns[0, c] <= w < columns[1, c]:
-                    x[p, h, w] += y[p, r, c]
+                    x[p, h, w] += number(y[p, r, c])
 
 
 class _Tiles(NamedTuple):
@@ -221,18 +240,18 @@ def _of_tiles(height: int, width: int) -> _Tiles:
         for p in range(y.shape[0]):
             for r in range(y.shape[1]):
                 for c in range(y.shape[2]):
-                    total = x.dtype.type(0)
+                    total = zero(x)
                     for h in range(height):
                         for w in range(width):
-                            total += x[p, r * height + h, c * width + w]
-                    y[p, r, c] = total / divisor
+                            total += number(x[p, r * height + h, c * width + w])
+                    y[p, r, c] = element(total / divisor, y)
 
     @kernel
     def share_out(x, y, divisor):
         for p in range(y.shape[0]):
             for r in range(y.shape[1]):
                 for c in range(y.shape[2]):
-                    value = y[p, r, c] / divisor
+                    value = element(number(y[p, r, c]) / divisor, x)
                     for h in range(height):
                         for w in range(width):
                             x[p, r * height + h, c * width + w] = value
@@ -242,15 +261,15 @@ def _of_tiles(height: int, width: int) -> _Tiles:
         for p in range(y.shape[0]):
             for r in range(y.shape[1]):
                 for c in range(y.shape[2]):
-                    largest = x.dtype.type(-np.inf)
+                    largest = zero(x) - _INFINITE
                     place = 0
                     for h in range(height):
                         for w in range(width):
-                            value = x[p, r * height + h, c * width + w]
+                            value = number(x[p, r * height + h, c * width + w])
                             larger = not value <= largest
                             place = h * width + w if larger else place
                             largest = value if larger & (largest == largest) else largest
-                    y[p, r, c] = largest
+                    y[p, r, c] = element(largest, y)
                     index[p, r, c] = place
 
     @kernel
@@ -258,11 +277,11 @@ def _of_tiles(height: int, width: int) -> _Tiles:
         for p in range(y.shape[0]):
             for r in range(y.shape[1]):
                 for c in range(y.shape[2]):
-                    value, place = y[p, r, c], index[p, r, c]
+                    value, place = element(number(y[p, r, c]), x), index[p, r, c]
                     for h in range(height):
                         for w in range(width):
                             there = place == h * width + w
-                            own = value if there else x.dtype.type(0)
+                            own = value if there else element(zero(x), x)
                             x[p, r * height + h, c * width + w] = own
 
     return _Tiles(add_up, share_out, take_largest, put_back)

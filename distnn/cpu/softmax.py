@@ -1,4 +1,4 @@
-"""Compiled softmax and cross entropy of float32 along the last axis; the rest is NumPy's."""
+"""Compiled softmax and cross entropy along the last axis, of float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from llvmlite import ir
 from numba import types
 
 from ..function import Spec
+from ..functions.precision import wide
 from ..functions.softmax import check_labels
 from ..threads import parallel_for
+from .bfloat16 import bits, element, number
 from .compiler import kernel
 from .mathematics import exp
 from .twin import CpuTwin
@@ -30,6 +32,8 @@ _rows = partial(kernel, fastmath={"reassoc", "contract"})
 class _Softmax(CpuTwin):
     """What they share: rows of the last axis."""
 
+    takes_bfloat16 = True
+
     @classmethod
     def suits(cls, function: Any, *specs: Spec | None) -> bool:
         x = specs[0]
@@ -39,10 +43,11 @@ class _Softmax(CpuTwin):
 def _map(body: Any, x: np.ndarray, *others: np.ndarray) -> list[Any]:
     """body(rows, *others) for parts of the rows of x, and what it returns; others have as many."""
     length = x.shape[-1]
-    if x.ndim == 2 and x.size <= _PART and all(a.flags.c_contiguous for a in (x, *others)):
-        return [body(x, *others)]
+    arrays = [bits(a) for a in (x, *others)]
+    if x.ndim == 2 and x.size <= _PART and all(a.flags.c_contiguous for a in arrays):
+        return [body(*arrays)]
     count = x.size // max(1, length)
-    arrays = [np.ascontiguousarray(a).reshape(count, -1) for a in (x, *others)]
+    arrays = [np.ascontiguousarray(a).reshape(count, -1) for a in arrays]
     found: list[Any] = []
     parallel_for(
         lambda i, j: found.append(body(*[a[i:j] for a in arrays])),
@@ -74,7 +79,8 @@ class LogSoftmax(_Softmax):
 
 class SoftmaxCrossEntropy(_Softmax):
     def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        loss, peak, total = (xp.empty(target.shape, x.dtype) for _ in range(3))
+        kinds = x.dtype, x.dtype, wide(x.dtype)
+        loss, peak, total = (xp.empty(target.shape, kind) for kind in kinds)
         if any(_map(_cross_entropy, x, target, loss, peak, total)):
             check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
         return loss, peak, total
@@ -97,12 +103,21 @@ def _largest(row):
 
     With a NaN it may be that, which makes no difference to their exponentials.
     """
-    bits = row.view(np.int32)
     largest = _LEAST
-    for k in range(bits.size):
-        b = bits[k]
+    for k in range(row.size):
+        b = _word(number(row[k]))
         largest = np.int32(max(largest, np.int32(b ^ np.int32(np.int32(b >> _31) & _ALL_BUT_SIGN))))
     return _float(np.int32(largest ^ np.int32(np.int32(largest >> _31) & _ALL_BUT_SIGN)))
+
+
+@intrinsic
+def _word(_, x):
+    """The bits of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
 
 
 @intrinsic
@@ -131,7 +146,7 @@ def _exp(x):
 def _exponentials(x, i, peak, e):
     """e = exp(row i - peak); returns their sum. In one loop they would not become vector code."""
     for k in range(x.shape[1]):
-        e[k] = _exp(x[i, k] - peak)
+        e[k] = _exp(number(x[i, k]) - peak)
     total = 0.0
     for k in range(x.shape[1]):
         total += np.float64(e[k])
@@ -140,11 +155,11 @@ def _exponentials(x, i, peak, e):
 
 @_rows
 def _softmax(x, y):
+    e = np.empty(x.shape[1], np.float32)
     for i in range(x.shape[0]):
-        m = _largest(x[i])
-        scale = np.float32(1 / _exponentials(x, i, m, y[i]))
+        scale = np.float32(1 / _exponentials(x, i, _largest(x[i]), e))
         for k in range(x.shape[1]):
-            y[i, k] *= scale
+            y[i, k] = element(e[k] * scale, y)
 
 
 @_rows
@@ -152,19 +167,20 @@ def _softmax_gradient(dy, y, dx):
     for i in range(dy.shape[0]):
         total = 0.0
         for k in range(dy.shape[1]):
-            total += np.float64(dy[i, k] * y[i, k])
+            total += np.float64(number(dy[i, k]) * number(y[i, k]))
         mean = np.float32(total)
         for k in range(dy.shape[1]):
-            dx[i, k] = (dy[i, k] - mean) * y[i, k]
+            dx[i, k] = element((number(dy[i, k]) - mean) * number(y[i, k]), dx)
 
 
 @_rows
 def _log_softmax(x, y):
+    e = np.empty(x.shape[1], np.float32)
     for i in range(x.shape[0]):
         m = _largest(x[i])
-        logarithm = np.float32(math.log(_exponentials(x, i, m, y[i])))
+        logarithm = np.float32(math.log(_exponentials(x, i, m, e)))
         for k in range(x.shape[1]):
-            y[i, k] = (x[i, k] - m) - logarithm
+            y[i, k] = element((number(x[i, k]) - m) - logarithm, y)
 
 
 @_rows
@@ -172,10 +188,10 @@ def _log_softmax_gradient(dy, y, dx):
     for i in range(dy.shape[0]):
         total = 0.0
         for k in range(dy.shape[1]):
-            total += np.float64(dy[i, k])
+            total += np.float64(number(dy[i, k]))
         whole = np.float32(total)
         for k in range(dy.shape[1]):
-            dx[i, k] = dy[i, k] - _exp(y[i, k]) * whole
+            dx[i, k] = element(number(dy[i, k]) - _exp(number(y[i, k])) * whole, dx)
 
 
 @_rows
@@ -190,8 +206,9 @@ def _cross_entropy(x, target, loss, peak, total):
         if label < -1 or label >= x.shape[1]:
             wrong += 1
             label = -1
-        loss[i, 0] = 0 if label < 0 else math.log(t) - (np.float64(x[i, label]) - m)
-        peak[i, 0] = m
+        picked = 0.0 if label < 0 else math.log(t) - (np.float64(number(x[i, label])) - m)
+        loss[i, 0] = element(picked, loss)
+        peak[i, 0] = element(m, peak)
         total[i, 0] = t
     return wrong
 
@@ -200,10 +217,11 @@ def _cross_entropy(x, target, loss, peak, total):
 def _cross_entropy_gradient(x, target, peak, total, dy, dx):
     for i in range(x.shape[0]):
         label = target[i, 0]
-        m = peak[i, 0]
-        d = np.float32(0) if label < 0 else dy[i, 0]
+        m = number(peak[i, 0])
+        d = np.float32(0) if label < 0 else number(dy[i, 0])
         scale = d / total[i, 0]
         for k in range(x.shape[1]):
-            dx[i, k] = _exp(x[i, k] - m) * scale
+            dx[i, k] = element(_exp(number(x[i, k]) - m) * scale, dx)
         if 0 <= label < x.shape[1]:
-            dx[i, label] -= d
+            e = _exp(number(x[i, label]) - m) * scale
+            dx[i, label] = element(e - d, dx)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..function import Spec
 from ..threads import parallel_for
+from .bfloat16 import bits, element, number, wide
 from .compiler import kernel
 from .twin import CpuTwin
 
@@ -65,6 +66,8 @@ def _layout(
 
 
 class TensorNormalization(CpuTwin):
+    takes_bfloat16 = True
+
     @classmethod
     def suits(cls, function: Any, *specs: Spec | None) -> bool:
         x, beta, gamma = (None if spec is None else spec.shape for spec in specs)
@@ -78,8 +81,9 @@ class TensorNormalization(CpuTwin):
             out = tuple(xp.empty(s.shape, s.dtype) for s in self.function.setup(x))
         layout = self._layout(x, beta, gamma)
         y, *statistics = out
-        flat = [a.reshape(-1) for a in statistics]
-        numbers = _filled(gamma, 1, layout, x), _filled(beta, 0, layout, x)
+        flat = [bits(a).reshape(-1) for a in statistics]
+        dtype = statistics[-1].dtype
+        numbers = _filled(gamma, 1, layout, dtype), _filled(beta, 0, layout, dtype)
         body = _normalize_elements if layout.length == 1 else _normalize_segments
 
         def work(i: int, j: int, x: Any, y: Any) -> None:
@@ -106,8 +110,8 @@ class TensorNormalization(CpuTwin):
         layout = self._layout(x, parameter, parameter)
         dy = np.zeros(x.shape, x.dtype) if dy is None else dy
         dx = out.x if need.x else xp.empty(x.shape, x.dtype)
-        numbers = _filled(gamma, 1, layout, x)
-        ends = [np.zeros_like(centre) if d is None else d for d in (dmean, dvariance)]
+        numbers = _filled(gamma, 1, layout, centre.dtype)
+        ends = [np.zeros_like(centre) if d is None else wide(d) for d in (dmean, dvariance)]
         flat = [np.ascontiguousarray(a).reshape(-1) for a in (centre, inverse_deviation, *ends)]
         grain = _grain(layout)
         totals = np.zeros((-(-layout.rows // grain), 2, layout.parameters))
@@ -129,10 +133,10 @@ class TensorNormalization(CpuTwin):
         return layout
 
 
-def _filled(parameter: Any, value: float, layout: _Layout, x: np.ndarray) -> np.ndarray:
+def _filled(parameter: Any, value: float, layout: _Layout, dtype: np.dtype) -> np.ndarray:
     if parameter is None:
-        return np.full(layout.parameters, value, x.dtype)
-    return np.ascontiguousarray(parameter).reshape(-1)
+        return np.full(layout.parameters, value, dtype)
+    return np.ascontiguousarray(wide(parameter)).reshape(-1)
 
 
 def _grain(layout: _Layout) -> int:
@@ -142,7 +146,7 @@ def _grain(layout: _Layout) -> int:
 def _map(layout: _Layout, work: Any, *arrays: np.ndarray) -> None:
     """work(i, j, *rows i to j of the arrays) for parts of the rows."""
     shape = layout[: 2 if layout.length == 1 else 3]
-    rows = [np.ascontiguousarray(a).reshape(shape) for a in arrays]
+    rows = [np.ascontiguousarray(bits(a)).reshape(shape) for a in arrays]
     parallel_for(lambda i, j: work(i, j, *(a[i:j] for a in rows)), layout.rows, _grain(layout))
 
 
@@ -152,38 +156,38 @@ def _map(layout: _Layout, work: Any, *arrays: np.ndarray) -> None:
 @_rows
 def _normalize_elements(x, gamma, beta, eps, start, y, mean, variance, centre, inverse):
     for r in range(x.shape[0]):
-        m, q = _statistics(x[r])
-        i = x.dtype.type(1 / np.sqrt(q + eps))
-        mean[r], variance[r], centre[r], inverse[r] = m, q, m, i
+        _statistics(x[r], eps, r, mean, variance, centre, inverse)
+        m, i = centre[r], inverse[r]
         for s in range(x.shape[1]):
-            y[r, s] = (x[r, s] - m) * i * gamma[s] + beta[s]
+            y[r, s] = element((number(x[r, s]) - m) * i * gamma[s] + beta[s], y)
 
 
 @_rows
 def _normalize_segments(x, gamma, beta, eps, start, y, mean, variance, centre, inverse):
     for r in range(x.shape[0]):
-        m, q = _statistics(x[r].reshape(-1))
-        i = x.dtype.type(1 / np.sqrt(q + eps))
-        mean[r], variance[r], centre[r], inverse[r] = m, q, m, i
+        _statistics(x[r].reshape(-1), eps, r, mean, variance, centre, inverse)
+        m, i = centre[r], inverse[r]
         for s in range(x.shape[1]):
             k = (start + r * x.shape[1] + s) % gamma.size
             g, b = i * gamma[k], beta[k]
             for t in range(x.shape[2]):
-                y[r, s, t] = (x[r, s, t] - m) * g + b
+                y[r, s, t] = element((number(x[r, s, t]) - m) * g + b, y)
 
 
 @_rows
-def _statistics(row):
-    """Mean, in the row's dtype, and mean square of the distance from it, in float64."""
+def _statistics(row, eps, r, mean, variance, centre, inverse):
+    """Mean and mean square of the distance from it, of sums in float64."""
     total = 0.0
     for t in range(row.size):
-        total += np.float64(row[t])
-    mean = row.dtype.type(total / row.size)
+        total += np.float64(number(row[t]))
+    m = centre.dtype.type(total / row.size)
     squares = 0.0
     for t in range(row.size):
-        d = np.float64(row[t]) - np.float64(mean)
+        d = np.float64(number(row[t])) - np.float64(m)
         squares += d * d
-    return mean, squares / row.size
+    q = squares / row.size
+    mean[r], variance[r] = element(m, mean), element(q, variance)
+    centre[r], inverse[r] = m, 1 / np.sqrt(q + eps)
 
 
 @_rows
@@ -193,16 +197,17 @@ def _element_gradients(dy, x, gamma, centre, inverse, dmean, dvariance, start, d
         total = 0.0
         product = 0.0
         for s in range(x.shape[1]):
-            g = np.float64(dy[r, s] * gamma[s])
+            g = np.float64(number(dy[r, s]) * gamma[s])
             total += g
-            product += g * ((x[r, s] - m) * i)
+            product += g * ((number(x[r, s]) - m) * i)
         for s in range(x.shape[1]):
-            dbeta[s] += dy[r, s]
-            dgamma[s] += dy[r, s] * ((x[r, s] - m) * i)
+            d = number(dy[r, s])
+            dbeta[s] += d
+            dgamma[s] += d * ((number(x[r, s]) - m) * i)
         offset, slope = _of_row(total, product, x.shape[1], i, dmean[r], dvariance[r])
         for s in range(x.shape[1]):
-            n = (x[r, s] - m) * i
-            dx[r, s] = (dy[r, s] * gamma[s] - n * slope - offset) * i
+            n = (number(x[r, s]) - m) * i
+            dx[r, s] = element((number(dy[r, s]) * gamma[s] - n * slope - offset) * i, dx)
 
 
 @_rows
@@ -216,9 +221,9 @@ def _segment_gradients(dy, x, gamma, centre, inverse, dmean, dvariance, start, d
             b = 0.0
             g = 0.0
             for t in range(x.shape[2]):
-                d = np.float64(dy[r, s, t])
+                d = np.float64(number(dy[r, s, t]))
                 b += d
-                g += d * ((x[r, s, t] - m) * i)
+                g += d * ((number(x[r, s, t]) - m) * i)
             dbeta[k] += b
             dgamma[k] += g
             total += b * gamma[k]
@@ -228,8 +233,8 @@ def _segment_gradients(dy, x, gamma, centre, inverse, dmean, dvariance, start, d
         for s in range(x.shape[1]):
             scale = gamma[(start + r * x.shape[1] + s) % gamma.size]
             for t in range(x.shape[2]):
-                n = (x[r, s, t] - m) * i
-                dx[r, s, t] = (dy[r, s, t] * scale - n * slope - offset) * i
+                n = (number(x[r, s, t]) - m) * i
+                dx[r, s, t] = element((number(dy[r, s, t]) * scale - n * slope - offset) * i, dx)
 
 
 @_rows

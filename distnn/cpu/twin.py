@@ -24,6 +24,8 @@ DTYPES = "fd"
 class CpuTwin(Twin):
     """Base of twins on the CPU."""
 
+    takes_bfloat16 = False  # where it takes float32: by kernels that read and write two bytes
+
     @classmethod
     def suits(cls, function: Any, *specs: Spec | None) -> bool:
         """True where the kernels can take inputs of these specs and are faster than NumPy."""
