@@ -15,7 +15,7 @@ from ..functions.convolution import Bilinear
 from ..functions.convolution import Convolution as NumpyConvolution
 from ..functions.convolution import Deconvolution as NumpyDeconvolution
 from ..functions.convolution import FilterGradient as NumpyFilterGradient
-from . import depthwise
+from . import depthwise, pointwise
 from .patches import Patches
 from .simd import LANES
 from .winograd import Winograd
@@ -48,6 +48,8 @@ class _Compiled(Bilinear, by_signature=False):
             return Winograd(xp, x_shape, w_shape, self.geometry.pad)
         if depthwise.suits(self.geometry, x_shape, w_shape):
             return depthwise.Depthwise(xp, self.geometry, x_shape, w_shape)
+        if pointwise.suits(self.geometry, x_shape, w_shape):
+            return pointwise.Pointwise(xp, self.geometry, x_shape, w_shape)
         return Patches(xp, self.geometry, x_shape, w_shape)
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:

@@ -165,7 +165,7 @@ def load_part(typing: Any, array: Any, index: Any, count: Any) -> Any:
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
-        return _masked_load(builder, pointer, _mask(builder, args[2]))
+        return masked_load(builder, pointer, mask_below(builder, args[2]))
 
     return vector(array, types.intp, types.intp), code
 
@@ -182,7 +182,7 @@ def load_transposed(
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
         loaded = [
-            _masked_load(builder, row, mask) for row, mask in _rows(builder, pointer, *args[2:])
+            masked_load(builder, row, mask) for row, mask in _rows(builder, pointer, *args[2:])
         ]
         return _packed(context, builder, transposed(builder, loaded))
 
@@ -198,12 +198,8 @@ def store_transposed(
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], *args[:2])
         values = transposed(builder, cgutils.unpack_tuple(builder, args[5]))
-        kind = ir.FunctionType(ir.VoidType(), [_LANES, _LANES.as_pointer(), _INT, _MASK])
-        name = f"llvm.masked.store.v{LANES}f32.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
         for value, (row, mask) in zip(values, _rows(builder, pointer, *args[2:5]), strict=True):
-            row = builder.bitcast(row, _LANES.as_pointer())
-            builder.call(function, [value, row, ir.Constant(_INT, _ALIGNMENT), mask])
+            masked_store(builder, value, row, mask)
         return context.get_dummy_value()
 
     return types.void(array, *[types.intp] * 4, _block), code
@@ -261,8 +257,8 @@ def _packed(context: Any, builder: Any, values: list[Any]) -> Any:
     return context.make_tuple(builder, _block, values)
 
 
-def _mask(builder: Any, count: Any) -> Any:
-    """The lanes below `count`, an intp."""
+def mask_below(builder: Any, count: Any) -> Any:
+    """The lanes below `count`, an intp, as LLVM code."""
     wide = ir.VectorType(count.type, LANES)
     empty = ir.Constant(wide, ir.Undefined)
     first = builder.insert_element(empty, count, ir.Constant(_INT, 0))
@@ -271,7 +267,8 @@ def _mask(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", ir.Constant(wide, list(range(LANES))), counts)
 
 
-def _masked_load(builder: Any, pointer: Any, mask: Any) -> Any:
+def masked_load(builder: Any, pointer: Any, mask: Any) -> Any:
+    """What lies at the lanes of a mask, and zeros, as LLVM code."""
     kind = ir.FunctionType(_LANES, [_LANES.as_pointer(), _INT, _MASK, _LANES])
     name = f"llvm.masked.load.v{LANES}f32.p0"
     function = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -279,11 +276,20 @@ def _masked_load(builder: Any, pointer: Any, mask: Any) -> Any:
     return builder.call(function, [pointer, ir.Constant(_INT, _ALIGNMENT), mask, zeros()])
 
 
+def masked_store(builder: Any, value: Any, pointer: Any, mask: Any) -> None:
+    """The lanes of a mask to their places, as LLVM code."""
+    kind = ir.FunctionType(ir.VoidType(), [_LANES, _LANES.as_pointer(), _INT, _MASK])
+    name = f"llvm.masked.store.v{LANES}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    pointer = builder.bitcast(pointer, _LANES.as_pointer())
+    builder.call(function, [value, pointer, ir.Constant(_INT, _ALIGNMENT), mask])
+
+
 def _rows(
     builder: Any, pointer: Any, stride: Any, rows: Any, columns: Any
 ) -> list[tuple[Any, Any]]:
     """The pointer to each of 16 rows, and the mask of its elements."""
-    inside, outside = _mask(builder, columns), ir.Constant(_MASK, [0] * LANES)
+    inside, outside = mask_below(builder, columns), ir.Constant(_MASK, [0] * LANES)
     result = []
     for i in range(LANES):
         number = ir.Constant(rows.type, i)
