@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import distnn as nn
+import distnn.functions as F
 
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
 
-from distnn.cpu import matmul
+from distnn.cpu import affine_gradient, matmul
 from distnn.cpu.backend import NumbaNamespace
 
 SHAPES = [(400, 160, 160), (333, 1040, 48), (112, 512, 1040), (208, 2064, 32)]
@@ -68,3 +69,41 @@ def test_other_products_are_those_of_blas(a, b):
     assert not matmul.suits(a, b)
     exact = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(NumbaNamespace().matmul(a, b), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", ["", "x", "w", "b"])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(32, 64, 10), (7, 5, 131), (1, 64, 64), (150, 33, 17)]
+)
+def test_gradients_of_small_affine_maps(rows, depth, columns, missing):
+    dy, x, w = drawn(rows, columns), drawn(rows, depth), drawn(depth, columns)
+    outs = {"x": np.empty_like(x), "w": np.empty_like(w), "b": np.empty(columns, np.float32)}
+    if missing:
+        outs[missing] = np.empty((0,) * outs[missing].ndim, np.float32)
+    affine_gradient.gradients(dy, x, w, *outs.values())
+    wide = [each.astype(np.float64) for each in (dy, x, w)]
+    exact = {"x": wide[0] @ wide[2].T, "w": wide[1].T @ wide[0], "b": wide[0].sum(0)}
+    for name in exact.keys() - {missing}:
+        addends = {"x": columns, "w": rows, "b": rows}[name]
+        bound = 3e-7 * np.sqrt(addends) * max(1, np.abs(exact[name]).max())
+        assert np.abs(outs[name] - exact[name]).max() < bound
+
+
+def test_gradients_of_affine_maps_are_those_of_numpy_where_axes_are_flattened():
+    found = []
+    for kernels in ("numba", "numpy"):
+        before = nn.get_cpu_kernels()
+        nn.set_cpu_kernels(kernels)
+        try:
+            inputs = [(4, 5, 8, 3), (24, 2, 17), (2, 17)]
+            arrays = [nn.Variable.from_numpy_array(drawn(*s), need_grad=True) for s in inputs]
+            y = F.affine(*arrays, base_axis=2)
+            y.forward()
+            for each in arrays:
+                each.grad.zero()
+            y.backward(drawn(*y.shape))
+        finally:
+            nn.set_cpu_kernels(before)
+        found.append([each.g.copy() for each in arrays])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)

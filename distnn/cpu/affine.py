@@ -1,4 +1,5 @@
-"""Affine maps whose bias is added where the product is stored."""
+"""Affine maps: large ones add the bias where the product is stored, gradients of small ones are one
+kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 from typing import Any
 
 from ..function import Spec
+from .affine_gradient import LARGEST, NO_MATRIX, NO_VECTOR, SMALLEST, gradients
 from .matmul import multiply, suits
 from .twin import LARGE_PRODUCT, CpuTwin
 
@@ -18,17 +20,34 @@ class Affine(CpuTwin):
         x, w, b = specs
         assert x is not None
         assert w is not None
-        rows = math.prod(x.shape[: function.base_axis])
-        return b is not None and rows * w.size >= LARGE_PRODUCT
+        work = math.prod(x.shape[: function.base_axis]) * w.size
+        return _is_small(x, work) or (b is not None and work >= LARGE_PRODUCT)
 
     def forward(self, xp: Any, x: Any, w: Any, b: Any = None, *, out: Any = None) -> Any:
-        if out is None:
-            out = xp.empty((*x.shape[: self.function.base_axis], *w.shape[1:]), x.dtype)
-        matrices = x.reshape(-1, len(w)), w.reshape(len(w), -1), out.reshape(-1, b.size)
-        if not suits(*matrices):
-            return self.function.forward(xp, x, w, b, out=out)
-        multiply(*matrices, b.reshape(-1))
-        return out
+        if b is not None and x.size * b.size >= LARGE_PRODUCT:
+            if out is None:
+                out = xp.empty((*x.shape[: self.function.base_axis], *w.shape[1:]), x.dtype)
+            matrices = x.reshape(-1, len(w)), w.reshape(len(w), -1), out.reshape(-1, b.size)
+            if suits(*matrices):
+                multiply(*matrices, b.reshape(-1))
+                return out
+        return self.function.forward(xp, x, w, b, out=out)
 
     def backward(self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any) -> None:
-        self.function.backward(xp, need, dy, x, w, out=out)
+        if not _is_small(x, dy.size * len(w)):
+            self.function.backward(xp, need, dy, x, w, out=out)
+            return
+        dx = NO_MATRIX if out.x is None else out.x
+        dw = NO_MATRIX if out.w is None else out.w
+        db = NO_VECTOR if out.b is None else out.b
+        if x.ndim != 2 or w.ndim != 2:
+            depth = len(w)
+            dy, x, w = dy.reshape(-1, w.size // depth), x.reshape(-1, depth), w.reshape(depth, -1)
+            dx = dx.reshape(x.shape) if need.x else dx
+            dw = dw.reshape(w.shape) if need.w else dw
+            db = db.reshape(-1)
+        gradients(dy, x, w, dx, dw, db)
+
+
+def _is_small(x: Any, work: int) -> bool:
+    return x.dtype.char == "f" and SMALLEST <= work <= LARGEST

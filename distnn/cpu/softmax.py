@@ -78,12 +78,13 @@ class LogSoftmax(_Softmax):
 
 
 class SoftmaxCrossEntropy(_Softmax):
-    def forward(self, xp: Any, x: Any, target: Any) -> Any:
-        kinds = x.dtype, x.dtype, wide(x.dtype)
-        loss, peak, total = (xp.empty(target.shape, kind) for kind in kinds)
-        if any(_map(_cross_entropy, x, target, loss, peak, total)):
+    def forward(self, xp: Any, x: Any, target: Any, *, out: Any = None) -> Any:
+        if out is None:
+            kinds = x.dtype, x.dtype, wide(x.dtype)
+            out = tuple(xp.empty(target.shape, kind) for kind in kinds)
+        if any(_map(_cross_entropy, x, target, *out)):
             check_labels("softmax_cross_entropy", xp, target, x.shape[-1])
-        return loss, peak, total
+        return out
 
     def backward(
         self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any

@@ -14,7 +14,7 @@ from ..twin import Twin, twin_class
 # Where no input has as many elements, starting a kernel costs more than it saves: see docs/cpu.md.
 SMALLEST = 8192
 # Where NumPy takes a dozen calls a kernel is faster for less; Numba's import takes 0.3 s, once.
-_SMALLEST = {"softmax.SoftmaxCrossEntropy": 256}
+_SMALLEST = {"softmax.SoftmaxCrossEntropy": 256, "affine.Affine": 256}
 # Products of matrices with fewer multiplications are BLAS's: packing and threads would cost more.
 LARGE_PRODUCT = 2**23
 # Kernels compute in these; half precision is NumPy's.

@@ -53,16 +53,16 @@ class LogSoftmax(_Softmax):
 class SoftmaxCrossEntropy(Twin):
     """softmax.SoftmaxCrossEntropy. Labels out of range are reported, and not followed."""
 
-    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+    def forward(self, xp: Any, x: Any, target: Any, *, out: Any = None) -> Any:
         classes, dtype = x.shape[self.function.axis], x.dtype.char
         check_labels("softmax_cross_entropy", xp, target, classes)
-        loss, peak = (cupy.empty(target.shape, x.dtype) for _ in range(2))
-        total = cupy.empty(target.shape, computing(dtype))
+        if out is None:
+            dtypes = x.dtype, x.dtype, computing(dtype)
+            out = tuple(cupy.empty(target.shape, each) for each in dtypes)
         if x.size:
             blocks = _blocks(x.shape, self.function.axis)
-            arrays = (x, target, loss, peak, total, np.int64(classes))
-            kernels.CROSS_ENTROPY.run(dtype, blocks, *arrays)
-        return loss, peak, total
+            kernels.CROSS_ENTROPY.run(dtype, blocks, x, target, *out, np.int64(classes))
+        return out
 
     def backward(
         self, xp: Any, need: Any, dy: Any, x: Any, target: Any, peak: Any, total: Any, *, out: Any

@@ -41,7 +41,7 @@ class Affine(Function):
         flat = self._rows(xp, out, out.shape)
         xp.matmul(self._rows(xp, x, x.shape), self._matrix(xp, w), out=flat)
         if b is not None:
-            flat += b.reshape(-1)
+            xp.add(flat, b if b.ndim == 1 else b.reshape(-1), out=flat)
         return out
 
     def grad_x(self, xp: Any, dy: Any, w: Any, x_shape: Any) -> Any:

@@ -81,8 +81,9 @@ class Mean(_Reduction):
             )
         return self.result(x)
 
-    def forward(self, xp: Any, x: Any) -> Any:
-        return xp.sum(x, self.axes, self.keepdims) / _count(x.shape, self.axes)
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        count = _count(x.shape, self.axes)
+        return xp.divide(xp.sum(x, self.axes, self.keepdims), count, out=out)
 
     def grad_x(self, xp: Any, dy: Any, x_shape: Any) -> Any:
         part = 1 / _count(x_shape, self.axes)

@@ -133,13 +133,14 @@ class SoftmaxCrossEntropy(Function):
     def check(self, xp: Any, indices: Any, shapes: Any) -> None:
         check_labels("softmax_cross_entropy", xp, indices, shapes[0][self.axis])
 
-    def forward(self, xp: Any, x: Any, target: Any) -> Any:
+    def forward(self, xp: Any, x: Any, target: Any, *, out: Any = None) -> Any:
         self.check(xp, target, (x.shape,))
-        peak = x.max(self.axis, keepdims=True, initial=-xp.inf)
+        loss, peak, _ = (None, None, None) if out is None else out
+        peak = x.max(self.axis, keepdims=True, initial=-xp.inf, out=peak)
         y = xp.subtract(x, peak, dtype=wide(x.dtype))
         picked = xp.take_along_axis(y, xp.maximum(target, 0), self.axis)
         total = xp.sum(xp.exp(y, out=y), self.axis, True)
-        loss = xp.log(total)
+        loss = xp.log(total, out=loss if total.dtype == x.dtype else None)
         loss -= picked
         loss[target < 0] = 0
         return loss, peak, total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,6 +62,7 @@ class ActiveRuns:
         self._version = version.number
         self._storages = self._present_storages()
         self._memory = [*map(_ARRAY, self._storages)]
+        self._nothing = [None] * len(self._storages)
 
     def are_current(self) -> bool:
         """Whether all memory is where it was, and holds its values."""
@@ -70,11 +70,11 @@ class ActiveRuns:
             if not all(map(operator.is_, self._present_storages(), self._storages)):
                 return False
             self._version = version.number
-        storages, none = self._storages, itertools.repeat(None)
+        storages = self._storages
         return (
             all(map(operator.is_, map(_ARRAY, storages), self._memory))
-            and all(map(operator.is_, map(_PENDING, storages), none))
-            and all(map(operator.is_, map(_HOST, storages), none))
+            and [*map(_PENDING, storages)] == self._nothing
+            and all(map(operator.is_, map(_HOST, storages), self._nothing))
         )
 
     def updated(self) -> None:

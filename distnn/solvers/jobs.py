@@ -31,6 +31,9 @@ def sums_of_squares(arrays: Sequence[Any]) -> list[float]:
 
 def by_backend(items: Iterable[T], array: Callable[[T], Any]) -> list[tuple[Backend, list[T]]]:
     """Items grouped by the backend that computes where their array lies."""
+    items = list(items)
+    if len(items) == 1:
+        return [(transfer.backend_of(array(items[0])), items)]
     groups: dict[Backend, list[T]] = {}
     for item in items:
         groups.setdefault(transfer.backend_of(array(item)), []).append(item)

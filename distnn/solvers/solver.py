@@ -7,6 +7,7 @@ equal t; what it does to a run is the subclass's.
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -89,6 +90,7 @@ class Solver:
         self._blocks: dict[tuple[int, str], tuple[Block, Any]] = {}
         # By the active parameters and which of them have equal step counts.
         self._runs: dict[tuple[int, ...], ActiveRuns] = {}
+        self._latest: tuple[list[bool], ActiveRuns] | None = None  # and whose gradients were zero
         self._grads: tuple[int, list[NdArray]] = (-1, [])  # and the graphs' version of then
 
     def step(self, pieces: Sequence[Piece]) -> None:
@@ -210,6 +212,7 @@ class Solver:
     def _changed(self) -> None:
         """Forget what was made of other parameters."""
         self._runs.clear()
+        self._latest = None
         self._grads = -1, []
         used = {id(p.block) for p in self._parameters.values()}
         self._blocks = {key: found for key, found in self._blocks.items() if key[0] in used}
@@ -401,6 +404,7 @@ class Solver:
             found, self._guarded = self._guarded, None
             if self._guard.stopped():
                 self._skipped += 1
+                self._latest = None
                 for parameter in found.parameters:
                     parameter.t -= 1
 
@@ -410,6 +414,14 @@ class Solver:
 
     def _active_runs(self) -> ActiveRuns:
         """Runs of active parameters of equal step count."""
+        zeroing = [*map(_ZEROING, self._all_gradients())]
+        latest = self._latest
+        # Step counts that were equal still are: nothing else was updated in between.
+        if latest is None or latest[0] != zeroing or not latest[1].are_current():
+            latest = self._latest = zeroing, self._find_runs()
+        return latest[1]
+
+    def _find_runs(self) -> ActiveRuns:
         active = self._active()
         numbers: dict[int, int] = {}  # of step counts, which themselves grow
         key = (*map(id, active), *[numbers.setdefault(p.t, len(numbers)) for p in active])
@@ -506,6 +518,7 @@ class Solver:
             for name, variable in state.pstate.items():
                 transfer.copy(parameter.states[name], variable.data.get_data("r").reshape(-1))
             parameter.t = state.t
+        self._latest = None
 
     def save_states(self, path: str) -> None:
         """Write states and step counts to a file; see distnn.solver_file."""
@@ -520,6 +533,7 @@ class Solver:
         self.set_states(load_states(path, self._parameters, self.states))
 
 
+_ZEROING = operator.attrgetter("_storage.zeroing")
 _SCALE = Assignments("g = scale * g", ("g",), ("scale",))
 _DECAY = Assignments("g = g + rate * w", ("g", "w"), ("rate",))
 
