@@ -395,9 +395,19 @@ def _with_function(
         made = {c.slot for member in group[first:] for c in member.contributions if not c.leaf}
         if slot in made:
             fused = _backward_chain(plan, group[first:], step)
-            if setup.implementation.joins_backward(fused.chain):
+            same = {_shape_of(plan, read) for read in fused.inputs} == {setup.results[0].shape}
+            if same and setup.implementation.joins_backward(fused.chain):
                 return fused
     return None
+
+
+def _shape_of(plan: Plan, read: Read) -> tuple[int, ...] | None:
+    """The shape of what a chain of gradients reads."""
+    k = plan.producer[read.slot] if read.node < 0 else read.node
+    setup = plan.calls[k].setup
+    if read.node < 0:
+        return setup.results[read.slot - plan.calls[k].targets[0]].shape
+    return (*setup.input_shapes, *(spec.shape for spec in setup.results))[read.position]
 
 
 def _backward_chain(

@@ -200,14 +200,19 @@ def found_steps(monkeypatch):
     return found
 
 
-def joined_names(steps):
-    """Numbers of the functions of steps that are one with a function that is no formula."""
+def joined_names(steps, makes_input=False):
+    """Numbers of the functions of steps that are one with a function that is no formula.
+
+    Args:
+        makes_input: those of reductions, not of functions with a chain after them.
+    """
     fused = (fusion.FusedForward, fusion.FusedBackward)
     names = [
         tuple(member.node for member in step.steps)
         for found in steps
         for step in found
         if isinstance(step, fused) and step.function is not None
+        if getattr(step, "makes_input", False) == makes_input
     ]
     return [*dict.fromkeys(names)]  # of programs for other flags they are the same
 
@@ -260,6 +265,23 @@ def test_what_follows_a_function_that_can_do_it_too(kind, type_config, found_ste
     before, after = (joined_names(steps) for steps in found_steps)
     assert before == [tuple(range(forward + 1))]
     assert after == ([tuple(range(backward, -1, -1))] if backward else [])
+
+
+def test_gradients_that_read_broadcast_arrays_are_not_joined(found_steps):
+    """The mask needs no gradient, and has not the shape of what batch normalization gives."""
+
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x = nn.Variable((6, 4, 3, 5), need_grad=True)
+        x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
+        mask = nn.Variable((1, 4, 1, 1))
+        mask.d = np.arange(4).reshape(mask.shape)
+        y = F.tanh(normalized(x, "a") * mask)
+        return [x], [y], F.mean(F.sum(y, axis=(1, 2, 3)) ** 2.0)
+
+    same_as_the_walk(network, "float", {"clear_no_need_grad": True})
+    assert joined_names(found_steps[1]) == []
 
 
 @pytest.mark.parametrize("name", ["tanh", "sin", "gelu"])  # there is no compiled sine
@@ -382,7 +404,7 @@ def test_a_reduction_takes_the_chain_before_it(name, shape, axes, type_config, f
         same_as_the_walk(network, type_config, flags)
     if not nn.get_current_context().backend[0].startswith("cpu"):
         declined = name == "max" and axes == (0, 2)
-        assert joined_names(found_steps[0]) == ([] if declined else [(0, 1, 2, 3, 4)])
+        assert joined_names(found_steps[0], True) == ([] if declined else [(0, 1, 2, 3, 4)])
 
 
 def test_a_reduced_chain_by_its_definition():
