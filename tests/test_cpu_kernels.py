@@ -169,6 +169,7 @@ def test_functions_keep_the_kernels_with_which_they_were_called(restored):
 
 TRAIN = """
 import logging, sys
+logging.getLogger("distnn").setLevel(logging.DEBUG)
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 import numpy as np, distnn as nn, distnn.functions as F, distnn.solvers as S
 nn.set_cpu_kernels("numba")
@@ -193,8 +194,22 @@ def compiled(done: subprocess.CompletedProcess) -> set[str]:
 
 
 def test_kernels_are_compiled_once_and_kept(tmp_path):
-    assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) >= KERNELS
-    assert compiled(run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))) == set()
+    first = run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled(first) >= KERNELS
+    assert first.stdout.count("distnn compiles kernels for this processor") == 1
+    assert f"find them in {tmp_path}" in first.stdout
+    later = run(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled(later) == set()
+    assert "compile" not in later.stdout
+
+
+def test_who_waits_for_the_compiler_is_told_without_asking(tmp_path):
+    quiet = TRAIN.split("\n", 4)[4]  # no logging is set up
+    assert "logging" not in quiet
+    told = run(quiet, NUMBA_CACHE_DIR=str(tmp_path)).stderr
+    assert "distnn compiles kernels for this processor, which takes some seconds" in told
+    assert told.count("\n") == 1
+    assert run(quiet, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
 
 
 def test_where_nothing_can_be_written_each_process_compiles(tmp_path):

@@ -91,15 +91,28 @@ class _Log(event.Listener):
 
     def __init__(self) -> None:
         self._begun: list[float] = []  # one in another: a kernel compiles those that it calls
+        self._said = False
 
     def on_start(self, event: Any) -> None:
+        if not self._said and _is_ours(event):
+            self._said = True
+            logger.info(
+                "distnn compiles kernels for this processor, which takes some seconds; %s",
+                f"later runs find them in {cache_folder()}"
+                if cache_folder()
+                else "nothing can be kept for later runs: let NUMBA_CACHE_DIR name a folder",
+            )
         self._begun.append(time.perf_counter())
 
     def on_end(self, event: Any) -> None:
         seconds = time.perf_counter() - self._begun.pop()
-        function = event.data["dispatcher"].py_func
-        if not self._begun and function.__module__.startswith("distnn."):
-            logger.info("compiled kernel %s in %.1f s", function.__name__, seconds)
+        if not self._begun and _is_ours(event):
+            name = event.data["dispatcher"].py_func.__name__
+            logger.debug("compiled kernel %s in %.1f s", name, seconds)
+
+
+def _is_ours(event: Any) -> bool:
+    return bool(event.data["dispatcher"].py_func.__module__.startswith("distnn."))
 
 
 event.register("numba:compile", _Log())
