@@ -233,7 +233,8 @@ def test_few_multiplications_are_left_to_numpy():
 
     assert pays(32, 128, 8, 128)
     assert pays(32, 64, 56, 64)
-    assert not pays(0, 128, 8, 128)
+    assert numpy_winograd.possible((0, 128, 8, 8), (1, 1)) == ()
+    assert numpy_winograd.possible((1, 128, 2, 9), (0, 0)) == ()
     assert not pays(32, 128, 1, 128)  # 36 products where 9 would do
     assert not pays(32, 1, 32, 64)
 

@@ -47,12 +47,16 @@ def forget():
     cudnn._plans.clear()
     cudnn._local.__dict__.clear()
     autotune.choices.clear()
+    autotune._loaded = False
 
 
 @pytest.fixture
-def cudnn(emulated, monkeypatch):
+def cudnn(emulated, monkeypatch, tmp_path):
     import fake_cudnn
 
+    from distnn import autotune
+
+    monkeypatch.setattr(autotune, "file", lambda: tmp_path / "autotune.json")
     monkeypatch.setitem(sys.modules, "cudnn", fake_cudnn)
     monkeypatch.delenv("DISTNN_CUDNN", raising=False)
     forget()
@@ -583,6 +587,9 @@ def test_choices_can_be_handed_on(cudnn, clock):
         "cuDNN 92800, Emulated GPU: forward, float32, channels first, x (2, 3, 6, 6), "
         "w (4, 3, 3, 3), pad (1, 1), stride (1, 1), dilation (1, 1), group 1"
     )
+    forget()
+    run_forward()  # another process finds it on disk
+    assert cudnn.runs[-1][1] == "eng4_plain"
     forget()
     nn.set_autotune(False)
     nn.set_autotune_choices(made)

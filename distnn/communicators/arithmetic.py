@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import logging
 
-from .. import processor
+from .. import autotune, processor
 from ..context import Context, get_current_context
 from ..errors import CommunicatorError, MissingExtraError
 from ..kernels import get_cpu_kernels, numba_problem
@@ -50,6 +50,13 @@ def compare_arithmetic(transport: Transport, context: Context | None) -> str:
     if text and transport.rank == 0:
         logger.warning("[init] ranks round differently, so bits depend on the rank. %s", text)
     return text
+
+
+def share_choices(transport: Transport) -> None:
+    """Let what rank 0 has chosen by timing hold for all ranks."""
+    if transport.size > 1:
+        mine = json.dumps(autotune.get_autotune_choices() if transport.rank == 0 else {})
+        autotune.replace(json.loads(transport.all_gather_bytes(mine.encode())[0]))
 
 
 def described() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import transfer
 from ..context import Context, compute_recorded, current_world
 from ..errors import ArgumentError, CommunicatorError, DeadCommunicatorError
-from .arithmetic import compare_arithmetic
+from .arithmetic import compare_arithmetic, share_choices
 from .board import Board, Notes, SilentBoard, describe
 from .checking import agree_on_check
 from .fifo import Fifo, Ticket
@@ -54,6 +54,7 @@ class Channel:
         world = current_world()
         self._check = agree_on_check(transport, self._check)
         self.differences = compare_arithmetic(transport, context)
+        share_choices(transport)
         self._groups["world"] = _Group("world", list(range(transport.size)), transport)
         self._fifo = Fifo(f"distnn communication {transport.rank}")
         self._board = transport.board()

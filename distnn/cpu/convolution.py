@@ -15,6 +15,9 @@ from ..functions.convolution import Bilinear
 from ..functions.convolution import Convolution as NumpyConvolution
 from ..functions.convolution import Deconvolution as NumpyDeconvolution
 from ..functions.convolution import FilterGradient as NumpyFilterGradient
+from ..functions.convolution_ways import Ways
+from ..functions.im2col import Patches as NumpyPatches
+from ..functions.winograd import possible
 from . import depthwise, pointwise
 from .patches import Patches
 from .simd import LANES
@@ -39,18 +42,24 @@ class _Compiled(Bilinear, by_signature=False):
         """True: they choose by themselves."""
         return True
 
-    def algorithm(
+    def ways(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
-    ) -> Any:
+    ) -> Ways:
         if dtype != np.float32 or len(x_shape) > 5:
-            return super().algorithm(xp, x_shape, w_shape, dtype, scratch)
-        if self.is_plain_3x3(w_shape) and _pays(x_shape, w_shape, self.geometry.pad):
-            return Winograd(xp, x_shape, w_shape, self.geometry.pad)
-        if depthwise.suits(self.geometry, x_shape, w_shape):
-            return depthwise.Depthwise(xp, self.geometry, x_shape, w_shape)
-        if pointwise.suits(self.geometry, x_shape, w_shape):
-            return pointwise.Pointwise(xp, self.geometry, x_shape, w_shape)
-        return Patches(xp, self.geometry, x_shape, w_shape)
+            return super().ways(xp, x_shape, w_shape, dtype, scratch)
+        g = self.geometry
+        ways: Ways = {}
+        if depthwise.suits(g, x_shape, w_shape):
+            ways["compiled depthwise"] = lambda: depthwise.Depthwise(xp, g, x_shape, w_shape)
+        if pointwise.suits(g, x_shape, w_shape):
+            ways["compiled pointwise"] = lambda: pointwise.Pointwise(xp, g, x_shape, w_shape)
+        ways["compiled patches"] = lambda: Patches(xp, g, x_shape, w_shape)
+        if self.is_plain_3x3(w_shape) and possible(x_shape, g.pad):
+            winograd: Ways = {"compiled Winograd": lambda: Winograd(xp, x_shape, w_shape, g.pad)}
+            pays = _pays(x_shape, w_shape, g.pad)
+            ways = winograd | ways if pays else ways | winograd
+        ways["patches"] = lambda: NumpyPatches(xp, g, x_shape, w_shape, dtype)
+        return ways
 
     def scratch_for(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> int:
         return 0 if dtype == np.float32 else super().scratch_for(x_shape, w_shape, dtype)
@@ -70,11 +79,9 @@ class FilterGradient(_Compiled, NumpyFilterGradient):
 
 def _pays(x_shape: Any, w_shape: Any, pads: Any) -> bool:
     """Whether Winograd's way takes less time than products over patches."""
-    images, channels, *lengths = x_shape
+    channels, *lengths = x_shape[1:]
     filters = w_shape[0]
     results = [n + 2 * p - 2 for n, p in zip(lengths, pads, strict=True)]
-    if images == 0 or min(results) < 1:
-        return False
     tiles = math.prod(-(-n // TILE) for n in results)
     c, f = (-(-n // LANES) * LANES for n in (channels, filters))
     winograd = POINTS**2 * tiles * (c * f + _TRANSFORM * (c + f))

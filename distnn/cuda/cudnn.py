@@ -55,7 +55,7 @@ def available() -> bool:
     return True
 
 
-_plans: dict[tuple[str, Problem, int], Plan | None] = {}
+_plans: dict[tuple[str, Problem, int, int], Plan | None] = {}
 _lock = threading.RLock()
 
 
@@ -67,7 +67,7 @@ def plan(kind: str, problem: Problem, arrays: Mapping[int, Any]) -> Plan | None:
         arrays: the operation's, by uid. If plans are timed, the result is overwritten.
     Returns: None where cuDNN has no engine, which is logged once.
     """
-    key = (kind, problem, cupy.cuda.runtime.getDevice())
+    key = (kind, problem, cupy.cuda.runtime.getDevice(), autotune.generation)
     with _lock:
         if key not in _plans:
             _plans[key] = _chosen(kind, problem, arrays)
@@ -99,14 +99,10 @@ def _execute(plan: Plan, arrays: Mapping[int, Any]) -> None:
 
 
 def _chosen(kind: str, problem: Problem, arrays: Mapping[int, Any]) -> Plan | None:
-    configuration = _configuration(kind, problem)
-    known = autotune.choices.get(configuration)
-    timed = known is None and autotune.get_autotune()
     try:
         graph = cudnn_graph.build(kind, problem, handle=_handle())
-        considered = itertools.islice(
-            cudnn_graph.plans(graph), _TIMED_PLANS if timed or known else 1
-        )
+        several = autotune.in_use()
+        considered = itertools.islice(cudnn_graph.plans(graph), _TIMED_PLANS if several else 1)
         candidates = {name: Plan(graph, number, size) for number, name, size in considered}
         if not candidates:
             raise cudnn_graph.UnsupportedError("none of its plans can be built")
@@ -116,9 +112,11 @@ def _chosen(kind: str, problem: Problem, arrays: Mapping[int, Any]) -> Plan | No
             kind, problem, error,
         )  # fmt: skip
         return None
-    if timed:
-        autotune.choices[configuration] = known = _fastest(candidates, arrays)
-    return candidates.get(known or "") or next(iter(candidates.values()))
+    name = None
+    if several:
+        configuration = _configuration(kind, problem)
+        name = autotune.chosen(configuration, lambda: _fastest(candidates, arrays))
+    return candidates.get(name or "") or next(iter(candidates.values()))
 
 
 def _fastest(candidates: Mapping[str, Plan], arrays: Mapping[int, Any]) -> str:

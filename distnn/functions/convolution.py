@@ -18,6 +18,7 @@ from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
 from ..function import Function, Spec
 from . import winograd
+from .convolution_ways import Ways, fastest_way
 from .depthwise import Depthwise
 from .im2col import Geometry, Patches
 from .shapes import per_axis, shape_of, whole_number
@@ -56,19 +57,32 @@ class Bilinear(Function, by_signature=False):
     def algorithm(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
     ) -> Any:
-        way = self.winograd(x_shape, w_shape, dtype)
-        if way == "maps":
-            return winograd.Winograd(xp, x_shape, w_shape, self.geometry.pad, dtype, scratch)
-        if way == "tiles":
-            return WinogradTiles(xp, x_shape, w_shape, self.geometry.pad, dtype)
-        if self.geometry.group == x_shape[1] == w_shape[0] > 1:
-            return Depthwise(xp, self.geometry, x_shape, w_shape, dtype)
-        return Patches(xp, self.geometry, x_shape, w_shape, dtype)
+        ways = self.ways(xp, x_shape, w_shape, dtype, scratch)
+        return ways[fastest_way(ways, self.geometry, xp, x_shape, w_shape, dtype)]()
+
+    def ways(
+        self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
+    ) -> Ways:
+        """What computes this convolution, by name; the first is expected to be the fastest."""
+        g, pads = self.geometry, self.geometry.pad
+        ways: Ways = {}
+        if g.group == x_shape[1] == w_shape[0] > 1:
+            ways["depthwise"] = lambda: Depthwise(xp, g, x_shape, w_shape, dtype)
+        ways["patches"] = lambda: Patches(xp, g, x_shape, w_shape, dtype)
+        if not self.is_plain_3x3(w_shape) or dtype.itemsize < 4:
+            return ways  # half precision would not survive the transforms
+        expected = winograd.way(x_shape, w_shape, pads)
+        minimal: Ways = {
+            "maps": lambda: winograd.Winograd(xp, x_shape, w_shape, pads, dtype, scratch),
+            "tiles": lambda: WinogradTiles(xp, x_shape, w_shape, pads, dtype),
+        }
+        first = {expected: minimal[expected]} if expected else {}
+        return first | ways | {name: minimal[name] for name in winograd.possible(x_shape, pads)}
 
     def winograd(self, x_shape: Any, w_shape: Any, dtype: np.dtype) -> str | None:
         """How Winograd's filtering is taken, by winograd.way; None where it is not."""
         if not self.is_plain_3x3(w_shape) or dtype.itemsize < 4:
-            return None  # half precision would not survive the transforms
+            return None
         return winograd.way(x_shape, w_shape, self.geometry.pad)
 
     def is_plain_3x3(self, w_shape: Any) -> bool:

@@ -30,6 +30,7 @@ _KERNEL = 3
 _ALPHA = _TILE + _KERNEL - 1  # points per axis, infinity included
 _COPY = 50  # what it costs to lay out a number anew, in multiplications by BLAS; measured
 _LEAST_TILES = 40  # of a map: with fewer, products have few columns, and are slow
+_MOST_PIXELS = 1024  # of a map as a vector: its matrices have three times their square elements
 # Maps (one image, one channel) that a transform takes at a time: 0.5 MB of float32 pixels at 8x8.
 _MAPS = 2048
 
@@ -110,6 +111,14 @@ def way(x_shape: tuple[int, ...], w_shape: tuple[int, ...], pads: tuple[int, ...
     windows = _ALPHA**2 * (tiles * (both + 2 * _COPY * (channels + filters)) + shared)
     patches = _KERNEL**2 * results * (both + _COPY // 2 * channels)
     return "tiles" if tiles >= _LEAST_TILES and windows < 0.9 * patches else None
+
+
+def possible(x_shape: tuple[int, ...], pads: tuple[int, ...]) -> tuple[str, ...]:
+    """Which of "maps" and "tiles" can compute such a convolution in reasonable memory."""
+    lengths = [n + 2 * p for n, p in zip(x_shape[2:], pads, strict=True)]
+    if x_shape[0] == 0 or min(lengths) < _KERNEL:
+        return ()
+    return ("maps", "tiles") if math.prod(lengths) <= _MOST_PIXELS else ("tiles",)
 
 
 def scratch_bytes(
