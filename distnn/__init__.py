@@ -52,6 +52,7 @@ from .parameter import (
 from .parameter_file import load_parameters, save_parameters
 from .random import seed
 from .recompute import recompute, recompute_fn, set_global_recompute
+from .step import step
 from .threads import get_num_threads, set_num_threads
 from .variable import Variable
 

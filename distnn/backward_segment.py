@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import transfer
+from . import launching, transfer
 from .backend import Backend
 from .capture import NUMBERS, PLACES, Refused, Site
 from .graph import Node
@@ -194,6 +194,7 @@ class _Backward:
     ) -> None:
         found: dict[Any, Input] = {}
         copied = 0
+        self._lasting = True  # what the graph reads is there after the backward
         for read in _reads(plan, nodes, steps):
             data, words = read.data, read.words
             stays = not words and stays_in_place(site, read[:3], data._storage)
@@ -203,6 +204,8 @@ class _Backward:
             if each is None:
                 each = found[key] = Input(data, read.dtype, words, site.backend, stays)
                 copied += 0 if stays or read.leaf else each.place.nbytes
+                if stays and not read.leaf and not site.backend.is_captured(data._storage.array):
+                    self._lasting = False
                 self._inputs.append((read._replace(data=None), each))  # type: ignore[arg-type]
             stand_in = stand_ins[read.node]
             (stand_in.again if read.again else stand_in.kept)[read.position] = each, read.dtype
@@ -257,7 +260,9 @@ class _Backward:
             self._seeded = seed
             self._seed.fill(float(seed))  # type: ignore[arg-type]
         for number, events in enumerate(self._events):
-            self.recording.launch(number)
+            launching.launch(self.recording, number, self._written(grads))
+            if not self._lasting:
+                launching.launch_waiting()
             for kind, which in events:
                 if kind == _RELEASE:
                     nodes[which].release()
@@ -267,7 +272,11 @@ class _Backward:
                     storage = grads[which]._storage
                     self._places[self._numbers[which]].give(storage)
                     if told is not None:
+                        launching.launch_waiting()
                         told(storage)
+
+    def _written(self, grads: Sequence[Any]) -> list[Storage]:
+        return [grads[slot]._storage for slot in self._numbers]
 
 
 _RELEASE, _CLEAR, _READY = range(3)
@@ -322,6 +331,7 @@ class _Gradient:
         if self.place.array is self._array:
             storage.written()
         else:
+            launching.launch_waiting()
             storage.place(self.place.array.copy())  # the graph will write to its own again
 
 

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from . import launching
 from .backend import Backend
 from .context import World, current_world
 
@@ -98,6 +99,7 @@ class Site:
                     return
             finally:
                 self._lock.release()
+        launching.launch_waiting()
         program()
 
     def _segment(
@@ -107,12 +109,14 @@ class Site:
         observe: Callable[[], None],
     ) -> Segment | None:
         """The segment for this run, captured if it is time; None where the program has to run."""
+        launching.launch_if_waiting([segment.recording for segment in self.segments])
         reasons = set()
         for segment in self.segments:
             reason = segment.differs(*arguments)
             if not reason:
                 return segment
             reasons.add(reason)
+        launching.launch_waiting()
         if self._refused:
             return None
         self._runs += 1
@@ -216,6 +220,7 @@ def drop_all() -> bool:
     for site in list(_sites):
         dropped = dropped or bool(site.segments)
         site.drop()
+    launching.forget()
     return dropped
 
 
@@ -260,4 +265,5 @@ def report() -> str:
     """See profiler.capture_report."""
     if not _on:
         return "nothing is captured: nn.set_capture(False) or DISTNN_CAPTURE=0"
-    return "\n".join(sorted(site.describe() for site in list(_sites)))
+    lines = sorted(site.describe() for site in list(_sites))
+    return "\n".join(lines + launching.describe())

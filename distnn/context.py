@@ -35,6 +35,13 @@ def compute_recorded() -> None:
         record.flush()
 
 
+def launch_step() -> None:
+    """Launch what waits in a step (step.py): something that it depends on is going to change."""
+    record = _world.get().record
+    if record is not None:
+        record.launch()
+
+
 class World:
     """Parameters, random state, default context and communicator of one trainer."""
 
@@ -87,6 +94,8 @@ class World:
 
     def next_draw(self) -> int:
         """Number of the next draw of random numbers; each random function takes one as it runs."""
+        if self.record is not None:
+            self.record.launch()  # what was called before draws before
         draw = self.draws
         self.draws += 1
         return draw

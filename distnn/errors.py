@@ -6,6 +6,17 @@ with the rank before that, so that a log of a thousand processes can be read.
 
 from __future__ import annotations
 
+import sys
+
+
+def calling_line() -> tuple[str, int] | None:
+    """Where the user called, file and line: the first on the stack that is not in this package."""
+    package = __name__.partition(".")[0] + "."
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(package):
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
 
 def rank_prefix() -> str:
     """What messages begin with: the rank where there are several, else nothing."""

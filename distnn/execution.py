@@ -24,12 +24,13 @@ from .errors import GraphError
 from .forward_program import forward_program
 from .forward_segment import run_forward
 from .graph import Hook, Node, Value, nodes_of, version
-from .hooks import function_hooks
+from .hooks import NO_HOOKS, function_hooks
 from .memory import owns_memory
 from .memory_budget import current_budget, fitting
 from .ndarray import NdArray
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .recompute import compute_again, forgotten, marked
+from .step import waiting_calls
 from .storage import Storage
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def forward(
     roots: Sequence[Value], clear_buffer: bool, clear_no_need_grad: bool, hooks: Hooks
 ) -> None:
     """Compute the roots; see Variable.forward."""
-    compute_recorded()
     budget = current_budget() if clear_no_need_grad and not clear_buffer else None
+    if _forward_waits(roots, (clear_buffer, clear_no_need_grad), budget, hooks):
+        return
+    compute_recorded()
     _execution(roots, budget).forward(clear_buffer, clear_no_need_grad, hooks)
 
 
@@ -92,6 +95,13 @@ def backward(
     hooks: Hooks,
 ) -> None:
     """Add the gradients of the leaves; see Variable.backward."""
+    if (
+        clear_buffer
+        and not callbacks
+        and type(seed) in (int, float)
+        and _backward_waits(root, seed, hooks)
+    ):
+        return
     compute_recorded()
     if root.parent is None:
         raise GraphError(
@@ -99,6 +109,45 @@ def backward(
             "backward() on a result"
         )
     _execution([root]).backward(root, seed, clear_buffer, callbacks, hooks)
+
+
+def _forward_waits(
+    roots: Sequence[Value], flags: tuple[bool, bool], budget: int | None, hooks: Hooks
+) -> bool:
+    """Let a forward wait in a step (step.py), if it is captured."""
+    record = waiting_calls()
+    if record is None or len(roots) > 1 or function_hooks(hooks) is not NO_HOOKS:
+        return False
+    execution = roots[0].execution
+    if not isinstance(execution, Execution) or execution.version != version.number:
+        return False
+    bindings = execution.captured_forward(flags)
+    if bindings is None or execution.budget != budget:
+        return False
+    return record.wait(lambda: execution.forward(*flags, hooks), bindings.touched, bindings.leaves)
+
+
+def _backward_waits(root: Value, seed: float, hooks: Hooks) -> bool:
+    """Let a backward wait in a step: a captured one, or one behind calls that wait."""
+    record = waiting_calls()
+    if record is None or function_hooks(hooks) is not NO_HOOKS:
+        return False
+    execution = root.execution
+    if isinstance(execution, Execution) and execution.version == version.number:
+        known = execution
+        found = known.captured_backward()
+        if found is None:
+            return False
+        touched, read = found
+        return record.wait(lambda: known.backward(root, seed, True, (), hooks), touched, read)
+    gradients = record.read_by_backward(root)
+    if gradients is None or not root.need_grad:
+        return False
+
+    def run(held: NdArray = root.data) -> None:  # as if somebody will look at it
+        _execution([root]).backward(root, seed, True, (), hooks)
+
+    return record.wait(run, gradients, gradients)
 
 
 _BACKWARD = -1  # in place of a budget
@@ -281,6 +330,28 @@ class Execution:
                 run_forward(bindings.site, self.plan, bindings.program, *arguments)
         return True
 
+    def captured_forward(self, flags: tuple[bool, bool]) -> _Bindings | None:
+        """What the program of a forward works on, if that is captured."""
+        bindings = self._bindings.get(flags)
+        if not isinstance(bindings, _Bindings) or bindings.site is None:
+            return None
+        return bindings if bindings.site.segments else None
+
+    def captured_backward(self) -> tuple[list[Storage], list[Storage]] | None:
+        """What a captured backward touches, and reads of it; None if it is not captured."""
+        site = self._backward_site
+        if site is None or not site.segments or not self._grads:
+            return None
+        grads = [grad._storage for grad in self._grads if grad is not None]
+        touched = [
+            storage
+            for bindings in self._bindings.values()
+            if isinstance(bindings, _Bindings)
+            for storage in bindings.touched
+        ]
+        leaves = [leaf.data._storage for leaf in self.leaves.values()]
+        return [*grads, *touched, *leaves], [*grads, *leaves]
+
     def _bind(self, flags: tuple[bool, bool]) -> _Bindings | None:
         """What the program of a forward works on; None where it cannot."""
         plan = self.plan
@@ -327,7 +398,10 @@ class Execution:
         leaves = [leaf.data._storage for leaf in self.leaves.values()]
         kept_storages = list({array._storage for arrays in kept for array in arrays})
         site = self._site("forward")
-        return _Bindings(program, leaves, data, storages, kept, kept_storages, unheld, site)
+        touched = [*leaves, *(storage for storage in storages if storage is not None)]
+        return _Bindings(
+            program, leaves, data, storages, kept, kept_storages, unheld, site, touched
+        )
 
     def _site(self, what: str) -> Site | None:
         """Where a program of this graph runs, if it may become a CUDA graph."""
@@ -588,6 +662,7 @@ class _Bindings(NamedTuple):
     kept_storages: list[Storage]
     unheld: list[tuple[Node, int]]  # outputs of nodes that only gradients read
     site: Site | None
+    touched: list[Storage]  # that the program reads or writes
 
 
 def _gradient_memory(grad: NdArray, shape: Any, backend: Backend) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import transfer
+from . import launching, transfer
 from .backend import Backend
 from .capture import HELD, NUMBERS, PLACES, Refused, Site
 from .graph import Node
@@ -63,6 +63,7 @@ class _Forward:
         lent: bool,
     ) -> None:
         refuse_what_cannot(plan)
+        self._backend = site.backend
         self._operands = [dict(node.operands) for node in nodes]
         self._inputs: list[tuple[int, Input]] = []
         self.aliases: list[int] = []  # calls whose output is their input's memory
@@ -167,9 +168,11 @@ class _Forward:
             self._words.set(words_of(nodes[k].random() for k in self._randoms))
         for k in self.updates:
             nodes[k].before_effects()
-        self.recording.launch()
+        launching.launch(self.recording, 0, [storages[i] for i, _ in self._results])
         for i, array in self._results:
-            storages[i].place(array.copy() if i in self._copied else array)
+            if i in self._copied:
+                array = launching.copy_afterwards(array, self._backend)
+            storages[i].place(array)
             storages[i].exported = False  # who was given an array has another one
         for k in self.aliases:
             nodes[k].execute()

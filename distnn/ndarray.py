@@ -91,15 +91,18 @@ class NdArray:
     @property
     def zeroing(self) -> bool:
         """True after `zero()` until somebody writes or asks for a writable array."""
+        self._storage.settle()
         return self._storage.zeroing
 
     @property
     def clear_called(self) -> bool:
         """True if the memory was freed, so that there is nothing to read."""
+        self._storage.settle()
         return self._storage.cleared is not None
 
     @property
     def modification_count(self) -> int:
+        self._storage.settle()
         return self._storage.version
 
     def size_from_axis(self, axis: int = -1) -> int:

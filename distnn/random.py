@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .context import World, current_world
+from .context import World, current_world, launch_step
 from .errors import ArgumentError
 
 
@@ -75,6 +75,7 @@ def seed(value: int, set_function_seed: bool = True, set_parameter_seed: bool = 
     """
     if not isinstance(value, int | np.integer) or value < 0:
         raise ArgumentError(f"[seed] value is {value!r}; pass an int of 0 or more")
+    launch_step()
     world = current_world()
     if set_function_seed:
         world.seed = int(value)
@@ -95,6 +96,7 @@ def set_parameter_seed(value: int) -> None:
 
 def get_state() -> dict[str, Any]:
     """All that the random numbers of this World depend on, as plain values; for `set_state`."""
+    launch_step()
     world = current_world()
     generator = world._parameter_generator
     return {
@@ -111,6 +113,7 @@ def set_state(state: Mapping[str, Any]) -> None:
     Static graphs with random functions that have a seed of their own go on where they were, if they
     are there already: functions of equal shapes and seed in the order in which they were made.
     """
+    launch_step()
     world = current_world()
     world.seed = state["seed"]
     world.draws = state["draws"]

@@ -5,6 +5,9 @@ calls, when somebody reads a result, reads or writes an array that a waiting fun
 backward, updates parameters, or meets other ranks. A sequence of calls that was seen before then
 runs as one program (forward_program.py).
 
+Inside of `nn.step()` (step.py) forward, backward and solvers wait behind these calls, and run when
+any of what they touch is looked at.
+
 What depends on values at once does not wait: functions that users write in Python, labels that have
 to be checked but are not there yet, and all where hooks watch, or where somebody outside can write
 to an input unseen.
@@ -30,6 +33,7 @@ from .forward_program import forward_program
 from .forward_segment import run_forward
 from .function import Setup, Spec
 from .graph import Node, Value, version
+from .launching import split, together
 from .memory_budget import current_budget, settle
 from .ndarray import NdArray
 from .plan import Graph, Plan
@@ -82,6 +86,9 @@ class Record:
     def __init__(self, world: World) -> None:
         self._world = weakref.ref(world)
         self._calls = _Calls()
+        self._later: list[Callable[[], None]] = []  # what waits behind the calls
+        self._touched: list[Storage] = []  # by that
+        self._touched_lists: list[Sequence[Storage]] = []  # the same
         self._lock = threading.RLock()
 
     def takes(self, setup: Setup, sources: Sequence[Value | None]) -> bool:
@@ -107,7 +114,7 @@ class Record:
     def add(self, node: Node, recording: bool) -> list[Variable]:
         """Let a call wait; returns its results, which have no values yet."""
         with self._lock:
-            if len(self._calls.nodes) >= _MOST_CALLS:
+            if len(self._calls.nodes) >= _MOST_CALLS or self._later:
                 self.flush()
             setup, calls = node.setup, self._calls
             if calls.world is None:
@@ -173,8 +180,71 @@ class Record:
             if self._calls.nodes:
                 _settle(self._calls)
 
+    def wait(
+        self, work: Callable[[], None], touched: Sequence[Storage], read: Sequence[Storage] = ()
+    ) -> bool:
+        """Let work wait behind all that waits.
+
+        Args:
+            touched: what it reads or writes.
+            read: what it reads of that, and is not the only one to write to.
+        Returns: False where it cannot wait, since somebody outside may write to what it reads.
+        """
+        with self._lock:
+            for storage in read:
+                if (storage.exported or storage.host is not None) and storage.is_written_outside():
+                    return False
+            if not any(touched is each for each in self._touched_lists):
+                for storage in touched:
+                    if storage.record is not self:
+                        if storage.record is not None:
+                            storage.record.flush()  # of another World
+                        storage.record = self
+                        self._touched.append(storage)
+                self._touched_lists.append(touched)
+            self._later.append(work)
+            return True
+
+    def read_by_backward(self, root: Value) -> list[Storage] | None:
+        """Of the calls that wait, what a backward from the last of them touches besides results.
+
+        None where the graph of `root` is not these calls.
+        """
+        with self._lock:
+            calls = self._calls
+            if not calls.nodes or calls.nodes[-1] is not root.parent or not calls.is_graph:
+                return None
+            return [
+                value.grad._storage
+                for value in calls.values
+                if value._grad is not None or (value.parent is None and value.need)
+            ]
+
+    def launch(self) -> None:
+        """Run what waits behind the calls, and before it the calls."""
+        with self._lock:
+            later, touched = self._later, self._touched
+            if not later:
+                return
+            self._later, self._touched, self._touched_lists = [], [], []
+            for storage in touched:
+                storage.record = None
+            world = self._world()
+            assert world is not None
+            with world_scope(world), together():
+                self._compute()
+                for work in later:
+                    work()
+
     def flush(self) -> None:
         """Compute all that waits."""
+        with self._lock:
+            if self._later:
+                split()
+                self.launch()
+            self._compute()
+
+    def _compute(self) -> None:
         with self._lock:
             calls = self._calls
             if not calls.nodes:

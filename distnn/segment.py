@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import transfer
+from . import launching, transfer
 from .backend import Backend
 from .capture import Refused, Site
 from .evaluation import read_indices
@@ -91,6 +91,7 @@ class Input:
         """Copy the values to where the graph reads them, unless they are there."""
         if self.stays:
             return
+        launching.launch_if_written(data._storage)
         if self._words:
             values = read_indices(data, self._backend, *self._words)
         else:

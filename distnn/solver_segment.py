@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .capture import NUMBERS, PLACES, Site
+from .launching import launch
 from .segment import record
 
 
@@ -20,7 +21,8 @@ def run_solver(
     """Run work of a solver, or what was captured of it.
 
     Args:
-        memory: an object that lives as long as the work's arrays lie where they are.
+        memory: an object that lives as long as the work's arrays lie where they are; `written` are
+            the storages of what the work writes to.
         constants: numbers that the graph holds: with others the work is another.
     """
     arguments = memory, work, constants
@@ -53,4 +55,4 @@ class _Work:
 
     def run(self, memory: Any, work: Callable[[], None], constants: tuple[float, ...]) -> None:
         self._recorded.set(self._noted)
-        self.recording.launch()
+        launch(self.recording, 0, memory.written)

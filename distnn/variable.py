@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .context import current_world
+from .context import current_world, launch_step
 from .errors import ArgumentError, DtypeError, GraphError, ShapeError
 from .execution import backward, forward
 from .graph import Hook, Node, Value, nodes_of, version
@@ -99,6 +99,7 @@ class Variable:
     def need_grad(self, need_grad: bool | None) -> None:
         need = _check_need_grad(need_grad)
         if need != self._value.need:
+            launch_step()
             self._value.need = need
             version.changed()
 
@@ -110,6 +111,7 @@ class Variable:
     @persistent.setter
     def persistent(self, persistent: bool) -> None:
         if bool(persistent) != self._value.persistent:
+            launch_step()
             self._value.persistent = bool(persistent)
             version.changed()
 
@@ -125,6 +127,7 @@ class Variable:
     @recompute.setter
     def recompute(self, recompute: bool) -> None:
         if bool(recompute) != self._value.recompute:
+            launch_step()
             self._value.mark_recompute(bool(recompute))
 
     @property
@@ -136,6 +139,7 @@ class Variable:
     def parent(self, parent: Node | None) -> None:
         if parent is not None and not isinstance(parent, Node):
             raise DtypeError(f"[Variable.parent] is {type(parent).__name__}; assign a Node or None")
+        launch_step()
         self._value.parent = parent
         version.changed()
 
@@ -171,6 +175,7 @@ class Variable:
 
     @data.setter
     def data(self, data: NdArray) -> None:
+        launch_step()
         self._value.data = self._checked("data", data)
         self._data = data
 
@@ -180,6 +185,7 @@ class Variable:
 
     @grad.setter
     def grad(self, grad: NdArray) -> None:
+        launch_step()
         self._value.grad = self._checked("grad", grad)
 
     def _checked(self, name: str, array: Any) -> NdArray:
@@ -330,6 +336,7 @@ class Variable:
         dimensions = check_shape("Variable.reset_shape", shape)
         if dimensions == self.shape:
             return
+        launch_step()
         if self._value.parent is not None:
             raise GraphError("[Variable.reset_shape] only a leaf can change its shape")
         if math.prod(dimensions) == self.size:
@@ -356,6 +363,7 @@ class Variable:
 
     def clear_all_graph_links(self) -> None:
         """Cut every link of the graph that ends here, so that its memory can go."""
+        launch_step()
         for node in nodes_of([self._value]):
             node.release()
             for value in node.sources:

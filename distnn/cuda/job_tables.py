@@ -84,7 +84,7 @@ def table(user: object, jobs: tuple[tuple[int, ...], ...]) -> Table:
     """The table of `user` with these jobs on the current device."""
     found = _table_on(cupy.cuda.runtime.getDevice(), user, jobs)
     if _here.work is not None:
-        _here.work.tables.append(found)
+        _here.work.tables.add(found)
     return found
 
 
@@ -102,7 +102,7 @@ class RecordedWork:
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self.tables: list[Table] = []  # which the graph reads
+        self.tables: set[Table] = set()  # which the graph reads
         self._noted: Noted | None = None  # while the work is gone through
         self._recorded: Iterator[Numbers] = iter(())
         self.rules = self.note(work)

@@ -9,14 +9,13 @@ called the function.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import cupy
 import numpy as np
 
-from ..errors import LabelError
+from ..errors import LabelError, calling_line
 from .kernels import FLOATS, TYPES, includes, kernel
 
 # Of the word: which check found something (0: none), the first wrong value, how many are wrong.
@@ -118,16 +117,12 @@ def _run(name: str, values: Any, whole: Any, low: int, high: int, message: str) 
 
 
 def _line() -> str:
-    """Where the user called: the first line on the stack that is not in this package."""
-    package = __name__.partition(".")[0] + "."
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(package):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
+    found = calling_line()
+    if found is None:
         return ""
     # Braces in a file's name are no places of the message.
-    name = frame.f_code.co_filename.replace("{", "{{").replace("}", "}}")
-    return f" (found on the GPU in work called at {name}, line {frame.f_lineno})"
+    name = found[0].replace("{", "{{").replace("}", "}}")
+    return f" (found on the GPU in work called at {name}, line {found[1]})"
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from ..formula import Assignments
 from ..formula_lines import written
 from . import labels, transfer
 from .formula_source import assignments_code
-from .job_tables import CHUNK, JOB, is_noting, table
+from .job_tables import CHUNK, JOB, Table, is_noting, table
 from .kernels import FLOATS, THREADS, TYPES, Kernel, blocks_for, includes, kernel
 from .pack import header, pack_length
 
@@ -70,13 +70,15 @@ def clip(scale: Assignments, arrays: Sequence[Any], norm: float) -> None:
         scale: a rule of one array and one number, its factor.
         arrays: C-contiguous.
     """
-    if is_noting():
-        return
     groups: dict[np.dtype, list] = {}
     for array in arrays:
         if array.size:
             groups.setdefault(array.dtype, []).append(array)
     for dtype, mine in groups.items():
+        if is_noting():
+            _sums_table(mine)
+            table(scale, tuple((a.size, a.data.ptr) for a in mine))
+            continue
         factors = _device_sums("squares", mine)
         kernel("clip_factors", _CLIP_FACTORS)(
             blocks_for(len(mine)), THREADS, factors, np.int64(len(mine)), np.float64(norm)
@@ -99,9 +101,11 @@ class Guard:
 
     def look(self, arrays: Sequence[Any]) -> None:
         """Queue the search through these arrays."""
-        if is_noting():
-            return
         filled = [a for a in arrays if a.size]
+        if is_noting():
+            if filled:
+                _sums_table(filled)
+            return
         counts = _device_sums("not isfinite", filled) if filled else self._word
         kernel("guard", _GUARD)(
             1, 1, labels.error_word(), counts, np.int64(len(filled)), self._word
@@ -282,12 +286,15 @@ def _sums(term: str, arrays: Sequence[Any]) -> list[float]:
     return results
 
 
+def _sums_table(arrays: Sequence[Any]) -> Table:
+    return table("sums", tuple((a.size, a.data.ptr, _CHARS.index(a.dtype.char)) for a in arrays))
+
+
 def _device_sums(term: str, arrays: Sequence[Any]) -> Any:
     """The sums, float64, in device memory; no array is empty."""
     # Views are read through copies, which have to live until the kernels have been queued.
     values = [cupy.ascontiguousarray(a) for a in arrays]
-    jobs = tuple((a.size, a.data.ptr, _CHARS.index(a.dtype.char)) for a in values)
-    mine = table("sums", jobs)
+    mine = _sums_table(values)
     sums = cupy.empty(mine.blocks, np.float64)
     found = cupy.empty(mine.jobs, np.float64)
     source = _sums_source(term)

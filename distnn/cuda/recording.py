@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import cupy
 
 from .arena import Arena
+from .merging import Merged
 
 _lock = threading.RLock()  # one capture at a time, whichever thread it is of
 
@@ -64,6 +65,11 @@ class Recording:
     def launch(self, number: int = 0) -> None:
         """Queue the work of a graph on the current stream."""
         self.graphs[number].launch()
+
+    @staticmethod
+    def merged(graphs: Sequence[tuple[Recording, int]]) -> Merged:
+        """Some graphs of recordings as one. Raises what the driver or CuPy refuses."""
+        return Merged([recording.graphs[number] for recording, number in graphs])
 
 
 def in_progress() -> bool:

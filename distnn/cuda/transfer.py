@@ -16,6 +16,7 @@ import numpy as np
 
 from ..context import current_world
 from ..errors import ContextError
+from ..launching import launch_waiting
 from ..transfer import device_is_used, host_dtype
 from . import labels
 
@@ -41,6 +42,7 @@ def to_host(array: Any) -> np.ndarray:
 
     Waits for the device, and raises what kernels and NCCL have found.
     """
+    launch_waiting()
     with array.device:
         values = array.get()
         labels.raise_found()

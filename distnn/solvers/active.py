@@ -60,7 +60,7 @@ class ActiveRuns:
         # Where all of the memory is; None if it is not in one place.
         self.backend: Backend | None = backends.pop() if len(backends) == 1 else None
         self._version = version.number
-        self._storages = self._present_storages()
+        self._storages = self.written = self._present_storages()
         self._memory = [*map(_ARRAY, self._storages)]
         self._nothing = [None] * len(self._storages)
 

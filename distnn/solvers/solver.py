@@ -10,24 +10,28 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import transfer
+from .. import launching, transfer
 from ..capture import Site
-from ..context import compute_recorded
+from ..context import compute_recorded, current_backend
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..graph import version
-from ..hooks import solver_hooks
+from ..hooks import NO_HOOKS, solver_hooks
 from ..ndarray import NdArray
 from ..parameter_slab import Block, Run, attached
 from ..solver_segment import run_solver
+from ..step import waiting_calls
 from ..storage import Storage
 from ..variable import Variable
 from .active import ActiveRuns, Parameter
 from .jobs import by_backend, run
+
+if TYPE_CHECKING:
+    from ..record import Record
 
 SolverHook = Callable[[], object] | None
 
@@ -92,6 +96,8 @@ class Solver:
         self._runs: dict[tuple[int, ...], ActiveRuns] = {}
         self._latest: tuple[list[bool], ActiveRuns] | None = None  # and whose gradients were zero
         self._grads: tuple[int, list[NdArray]] = (-1, [])  # and the graphs' version of then
+        self._touched: tuple[int, list[Storage]] = (-1, [])  # of all parameters; the same
+        self._waits_in: Record | None = None  # where calls wait, or waited last
 
     def step(self, pieces: Sequence[Piece]) -> None:
         """Update the parameters and states of the pieces by their gradients."""
@@ -142,6 +148,7 @@ class Solver:
                     f"retained state has {old.variable.shape}; pass retain_state=False to start "
                     "its state anew"
                 )
+        self._launch_step()
         kept = self._parameters
         changed = reset
         if reset:
@@ -169,6 +176,7 @@ class Solver:
 
     def remove_parameters(self, keys: Iterable[str]) -> None:
         """Forget parameters and their states."""
+        self._launch_step()
         for key in keys:
             if key not in self._parameters:
                 raise SolverError(
@@ -213,7 +221,7 @@ class Solver:
         """Forget what was made of other parameters."""
         self._runs.clear()
         self._latest = None
-        self._grads = -1, []
+        self._grads, self._touched = (-1, []), (-1, [])
         used = {id(p.block) for p in self._parameters.values()}
         self._blocks = {key: found for key, found in self._blocks.items() if key[0] in used}
 
@@ -222,7 +230,10 @@ class Solver:
     def zero_grad(self) -> None:
         """Mark all gradients as zero: the next backward overwrites them. Touches no memory."""
         for grad in self._all_gradients():
-            if not grad._storage.zeroing:
+            storage = grad._storage
+            if storage.record is not None:
+                storage.settle()
+            if not storage.zeroing:
                 grad.zero()
 
     def _all_gradients(self) -> list[NdArray]:
@@ -245,10 +256,12 @@ class Solver:
         self, scale: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
     ) -> None:
         """Multiply all gradients by `scale`."""
-        with _Hooked(pre_hook, post_hook):
-            found = self._active_runs()
-            jobs = [([each.grad], [float(scale)]) for each in found.runs]
-            self._queue("scale_grad", found, lambda: run(_SCALE, jobs))
+        self._do(lambda: self._scale_grad(float(scale)), pre_hook, post_hook)
+
+    def _scale_grad(self, scale: float) -> None:
+        found = self._active_runs()
+        jobs = [([each.grad], [scale]) for each in found.runs]
+        self._queue("scale_grad", found, lambda: run(_SCALE, jobs))
 
     def weight_decay(
         self, decay_rate: float, pre_hook: SolverHook = None, post_hook: SolverHook = None
@@ -257,13 +270,15 @@ class Solver:
 
         Solvers with weight decay in their rule (AdamW) use the rate in their next update instead.
         """
-        with _Hooked(pre_hook, post_hook):
-            if self.weight_decay_is_fused():
-                self._decay = float(decay_rate)
-            elif decay_rate != 0:
-                found, rate = self._active_runs(), [float(decay_rate)]
-                jobs = [([each.grad, each.data], rate) for each in found.runs]
-                self._queue("weight_decay", found, lambda: run(_DECAY, jobs))
+        self._do(lambda: self._weight_decay(float(decay_rate)), pre_hook, post_hook)
+
+    def _weight_decay(self, rate: float) -> None:
+        if self.weight_decay_is_fused():
+            self._decay = rate
+        elif rate != 0:
+            found = self._active_runs()
+            jobs = [([each.grad, each.data], [rate]) for each in found.runs]
+            self._queue("weight_decay", found, lambda: run(_DECAY, jobs))
 
     def weight_decay_is_fused(self) -> bool:
         """True if weight decay is part of the update rule."""
@@ -277,9 +292,11 @@ class Solver:
             raise ArgumentError(
                 f"[{self.name}.clip_grad_by_norm] clip_norm is {clip_norm}; pass a positive number"
             )
-        with _Hooked(pre_hook, post_hook):
-            found, norm = self._active_runs(), float(clip_norm)
-            self._queue("clip_grad_by_norm", found, lambda: _clip(found, norm), norm)
+        self._do(lambda: self._clip(float(clip_norm)), pre_hook, post_hook)
+
+    def _clip(self, norm: float) -> None:
+        found = self._active_runs()
+        self._queue("clip_grad_by_norm", found, lambda: _clip(found, norm), norm)
 
     def check_inf_grad(self, pre_hook: SolverHook = None, post_hook: SolverHook = None) -> bool:
         """True if any gradient holds an infinity."""
@@ -312,6 +329,7 @@ class Solver:
             raise ArgumentError(
                 f"[{self.name}.set_learning_rate] learning_rate is {learning_rate}; pass 0 or more"
             )
+        self._launch_step()
         self._learning_rate = float(learning_rate)
 
     def update(
@@ -339,7 +357,10 @@ class Solver:
         >>> w.d.tolist(), solver.skipped_updates()
         ([1.0, 2.0], 1)
         """
-        with _Hooked(update_pre_hook, update_post_hook), np.errstate(all="ignore"):
+        self._do(lambda: self._update_active(skip_if_nonfinite), update_pre_hook, update_post_hook)
+
+    def _update_active(self, skip_if_nonfinite: bool) -> None:
+        with np.errstate(all="ignore"):
             self._settle()
             found = self._active_runs()
             if skip_if_nonfinite:
@@ -358,10 +379,11 @@ class Solver:
             if self._guard is None:
                 self._guard = backend.guard()
             self._queue("update if finite", found, lambda: self._step_if_finite(found))
-            self._guard.queued()
+            launching.afterwards(self._guard.queued)
             self._guarded = found
             found.updated()
             return
+        launching.launch_waiting()
         groups = by_backend((each.grad for each in found.runs), lambda grad: grad)
         if any(backend.any_of("not isfinite", grads) for backend, grads in groups):
             self._skipped += 1
@@ -373,6 +395,33 @@ class Solver:
         with self._guard:
             self.step(_pieces(found))
 
+    def _do(self, work: Callable[[], None], pre: SolverHook, post: SolverHook) -> None:
+        """Do a method's work between its hooks; in a step it may wait (step.py)."""
+        hooks = solver_hooks((pre, post))
+        if hooks is NO_HOOKS:
+            record = waiting_calls()
+            if record is not None and current_backend().captures:
+                storages = self._all_storages()
+                if record.wait(work, storages, storages):
+                    self._waits_in = record
+                    return
+        with _Hooked(pre, post):
+            work()
+
+    def _all_storages(self) -> list[Storage]:
+        number, storages = self._touched
+        if number != version.number:
+            storages = [p.variable.data._storage for p in self._parameters.values()]
+            storages += [grad._storage for grad in self._all_gradients()]
+            self._touched = version.number, storages
+        return storages
+
+    def _launch_step(self) -> None:
+        """Launch what waits, since what it depends on is read or changed."""
+        if self._waits_in is not None:
+            self._waits_in.launch()
+            self._waits_in = None
+
     def _queue(
         self, what: str, found: ActiveRuns, work: Callable[[], None], *constants: float
     ) -> None:
@@ -383,6 +432,7 @@ class Solver:
         """
         backend = found.backend
         if backend is None or not backend.captures:
+            launching.launch_waiting()
             work()
             return
         site = self._sites.get(what)
@@ -392,6 +442,7 @@ class Solver:
 
     def skipped_updates(self) -> int:
         """How many updates were skipped by `skip_if_nonfinite`; waits for the last one."""
+        self._launch_step()
         self._settle()
         return self._skipped
 
@@ -401,6 +452,7 @@ class Solver:
         Before the next update the GPU is long past it, and the host waits for nothing.
         """
         if self._guarded is not None:
+            launching.launch_if_due(self._guard.queued)
             found, self._guarded = self._guarded, None
             if self._guard.stopped():
                 self._skipped += 1
@@ -427,6 +479,7 @@ class Solver:
         key = (*map(id, active), *[numbers.setdefault(p.t, len(numbers)) for p in active])
         found = self._runs.get(key)
         if found is None or not found.are_current():
+            launching.launch_waiting()
             for parameter in active:
                 self._prepare(parameter)
             groups: dict[int, list[Parameter]] = {}
@@ -476,6 +529,7 @@ class Solver:
 
     def get_states(self) -> OrderedDict[str, SolverState]:
         """States by parameter name; the Variables share memory with the solver."""
+        self._launch_step()
         self._settle()
         found: OrderedDict[str, SolverState] = OrderedDict()
         for key, parameter in self._parameters.items():
@@ -512,6 +566,7 @@ class Solver:
                         f"[{self.name}.set_states] state {name!r} of {key!r} has shape "
                         f"{variable.shape} but the parameter {parameter.variable.shape}"
                     )
+        self._launch_step()
         self._settle()
         for key, state in states.items():
             parameter = self._parameters[key]

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from . import cublas, ordering, pinned
+from . import cublas, driver, ordering, pinned
 from .compiler import compiler
 from .cuda import MODULES, cuda
 from .errors import (

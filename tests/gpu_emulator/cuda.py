@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from . import copies, errors, kernels, memory, nccl, pinned, stream
+from . import copies, driver, errors, kernels, memory, nccl, pinned, stream
 from .device import Device, get_device_id
 from .memory import current_device, set_device
 from .record import settings
@@ -98,6 +98,10 @@ runtime = _module(
     memset=_memset,
     memsetAsync=copies.memset,
     streamSynchronize=_stream_synchronize,
+    graphInstantiate=driver.instantiate,
+    graphLaunch=driver.launch,
+    graphDestroy=driver.destroy,
+    graphExecDestroy=driver.destroy_executable,
     memcpyHostToHost=0,
     memcpyHostToDevice=1,
     memcpyDeviceToHost=2,

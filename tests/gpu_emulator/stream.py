@@ -330,12 +330,17 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     return 1000 * (end_event.time - start_event.time)
 
 
+# By address: those that live, of CuPy, and those that the driver has made, which stay (driver.py).
+graphs: weakref.WeakValueDictionary[int, Graph] = weakref.WeakValueDictionary()
+
+
 class Graph:
     """Captured work. Launching it after its memory was freed raises; a device reads garbage."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self.graph = self.graphExec = next(_addresses)
+        graphs[self.graph] = self
 
     def launch(self, stream: Any = None) -> None:
         address = stream_address(stream)
