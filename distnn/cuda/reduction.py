@@ -155,7 +155,9 @@ def _extreme(dtype: str, largest: bool) -> Reduction:
     )
 
 
-def array_sum(x: Any, axis: Axes = None, keepdims: bool = False, mean: bool = False) -> Any:
+def array_sum(
+    x: Any, axis: Axes = None, keepdims: bool = False, mean: bool = False, out: Any = None
+) -> Any:
     """Sum over axes, as namespace.array_sum, or mean; half precision adds in float32.
 
     Two launches where the result has few elements, one where it has many; further ones where
@@ -171,11 +173,16 @@ def array_sum(x: Any, axis: Axes = None, keepdims: bool = False, mean: bool = Fa
     if not any(reduced for reduced, _ in groups):
         return x.reshape(shape)
     x = cupy.ascontiguousarray(x)
-    return _passes(_sum, (x,), groups, x.dtype.char, mean).reshape(shape)
+    return _passes(_sum, (x,), groups, x.dtype.char, mean, out).reshape(shape)
 
 
 def chain_sum(
-    joined: Joined, axes: tuple[int, ...], keepdims: bool, dtype: np.dtype, mean: bool
+    joined: Joined,
+    axes: tuple[int, ...],
+    keepdims: bool,
+    dtype: np.dtype,
+    mean: bool,
+    out: Any = None,
 ) -> Any:
     """As array_sum, of a chain's first output; writes the others."""
     found = reduced_chain.layout_of(joined.arrays)
@@ -189,7 +196,7 @@ def chain_sum(
         return reduced_chain.chained(_sum(dtype, result, mean), "Terms", joined.chain, form)
 
     inputs = reduced_chain.inputs(joined, found, dtype.char)
-    y = _passes(first, inputs, groups, dtype.char, mean)
+    y = _passes(first, inputs, groups, dtype.char, mean, out)
     return y.reshape(_reduced(x_shape, axes, keepdims))
 
 
@@ -206,15 +213,19 @@ def _passes(
     groups: list[tuple[bool, int]],
     dtype: str,
     mean: bool,
+    out: Any = None,
 ) -> Any:
-    """Sums over the groups that are summed; the first pass reads `inputs`."""
+    """Sums over the groups that are summed; the first pass reads `inputs`, the last has `out`."""
     count = math.prod(n for reduced, n in groups if reduced)
     x, operation = None, first
     while any(reduced for reduced, _ in groups):
         left = _left(groups)
         final = not any(reduced for reduced, _ in left)
         result = dtype if final else computing(dtype)
-        y = cupy.empty(math.prod(n for _, n in left), FLOATS[result])
+        if final and out is not None:
+            y = out.reshape(-1)
+        else:
+            y = cupy.empty(math.prod(n for _, n in left), FLOATS[result])
         number = (np.dtype(computing(dtype)).type(count),) if final and mean else ()
         read = inputs if x is None else (x,)
         found = operation(dtype if x is None else x.dtype.char, result, final and mean)
@@ -297,6 +308,24 @@ class Mean(Sum):
     """reduction.Mean."""
 
     mean = True
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        function = self.function
+        return _into(out, array_sum(x, function.axes, function.keepdims, True, out))
+
+    def forward_joined_input(self, xp: Any, x: None, *, joined: Joined, out: Any = None) -> Any:
+        function, dtype = self.function, joined.arrays[0].dtype
+        found = chain_sum(joined, function.axes, function.keepdims, dtype, True, out)
+        return _into(out, found)
+
+
+def _into(out: Any, values: Any) -> Any:
+    """`out` with these values, if there is one; the last pass has written them there already."""
+    if out is None:
+        return values
+    if values.data.ptr != out.data.ptr:  # nothing was summed
+        out[...] = values
+    return out
 
 
 class Extreme(Twin):
