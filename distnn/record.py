@@ -228,7 +228,8 @@ class Record:
                 return
             self._later, self._touched, self._touched_lists = [], [], []
             for storage in touched:
-                storage.record = None
+                if storage.record is self:
+                    storage.record = None
             world = self._world()
             assert world is not None
             with world_scope(world), together():
