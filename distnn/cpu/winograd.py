@@ -75,13 +75,14 @@ class Sizes:
             sum_bytes = 4 * _PLANES * LANES**2 * self.x_blocks * self.y_blocks
             shares = min(shares, _SUMS, _SUMS_BYTES // sum_bytes)
         if shares >= _FEW:
-            self.share = _up(self.images, shares) if sums else self.group
+            self.share = _up(self.images, shares)
             self.panel = _PANEL
         else:  # one after the other, each on all threads
             self.share = self.images
             self.group = max(1, _GROUP_BYTES // (2 * image_bytes))
             self.panel = max(self.x_blocks, self.y_blocks)
-        self.group = min(self.group, self.share)
+        # Groups of a share are alike: a last one of few rows would wait for U as long as others.
+        self.group = _up(self.share, _up(self.share, self.group))
         self.shares = _up(self.images, self.share)
 
 
@@ -95,6 +96,8 @@ def _up(length: int, grain: int) -> int:
 
 class Winograd:
     """The products of one convolution: x (N, C, H, W), w (F, C, 3, 3), y (N, F, OH, OW)."""
+
+    sums_dy = True  # `gradients` takes db, too
 
     def __init__(
         self, xp: Any, x_shape: tuple[int, ...], w_shape: tuple[int, ...], pads: tuple[int, ...]
@@ -117,22 +120,24 @@ class Winograd:
                 return
             for i in range(first, last, s.group):
                 j = min(i + s.group, last)
-                _cut(x[i:j], v, s.x)
+                _cut(x[i:j], v, s.x, bias[:0])
                 _multiply(v, s.x, u, p, s.y_panel, j - i)
                 _join(p, out[i:j], bias, s.y_panel)
 
         parallel_for(work, s.images, s.share)
 
-    def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any) -> None:
-        """dx, which takes w, and dw, which takes x: those that are not None."""
+    def gradients(self, dy: Any, x: Any, w: Any, dx: Any, dw: Any, db: Any = None) -> None:
+        """dx, which takes w, dw, which takes x, and db: those that are not None."""
         s = sizes(*self.problem, sums=dw is not None)
-        u = du = nothing = np.empty(0, np.float32)
+        u = du = totals = nothing = np.empty(0, np.float32)
         if dx is not None:
             columns = s.x.channels * TAPS
             u = self._cut_filters(w, s.x.channels, s.y.channels, s.panel, column=TAPS, row=columns)
         if dw is not None:
             size = _PLANES * s.x_blocks * s.y_blocks * LANES**2
             du = self.xp.empty((s.shares * size,), np.float32)
+        if db is not None:
+            totals = self.xp.empty((s.images * s.y_blocks * LANES,), np.float32)
         bias = np.zeros(s.x.channels, np.float32)
         flat_dy, flat_x = _flat(dy), nothing if x is None else _flat(x)
         flat_dx = nothing if dx is None else dx.reshape(-1)
@@ -142,15 +147,15 @@ class Winograd:
             if s.shares > 1:
                 own = du if dw is None else du[first // s.share * size :][:size]
                 _differentiate(
-                    flat_dy, u, flat_x, bias, flat_dx, own, p, v, s.y, s.x_panel,
+                    flat_dy, u, flat_x, bias, flat_dx, own, totals, p, v, s.y, s.x_panel,
                     s.panel, s.group, first, last,
                 )  # fmt: skip
                 return
             for i in range(first, last, s.group):
                 j = min(i + s.group, last)
-                _cut(dy[i:j], p, s.y)
+                _cut(dy[i:j], p, s.y, totals[i * s.y_blocks * LANES :])
                 if dw is not None:
-                    _cut(x[i:j], v, s.x_panel)
+                    _cut(x[i:j], v, s.x_panel, nothing)
                     _multiply_transposed(v, s.x_panel, p, s.y, du, j - i, i > first)
                 if dx is not None:  # in the memory of x's points
                     _multiply(p, s.y, u, v, s.x_panel, j - i)
@@ -161,9 +166,12 @@ class Winograd:
             flat, channels, filters = dw.reshape(-1), s.x.channels, s.y.channels
             parallel_for(
                 lambda i, j: join_filters(du, flat, channels, filters, s.panel, i, j),
-                channels,
-                LANES,
+                s.x_blocks,
+                1,
             )
+        if db is not None:
+            each = totals.reshape(s.images, -1)[:, : s.y.channels]
+            db[...] = np.add.reduce(each, axis=0, dtype=np.float64)
 
     def _points(self, first: Maps, second: Maps) -> tuple[np.ndarray, np.ndarray]:
         split = _PLANES * first.plane
@@ -197,7 +205,7 @@ def _filter(x, u, bias, y, v, p, left, right, panel, group, first, last):
         images = min(group, last - i)
         rows = images * tiles
         products = POINTS * POINTS * gemm.row_parts(rows)
-        cut(x[i * x_image :], v, left, 0, depth, 0, images * depth)
+        cut(x[i * x_image :], v, left, 0, depth, 0, images * depth, bias[:0])
         for block in range(0, columns, panel):
             blocks = min(panel, columns - block)
             gemm.multiply(
@@ -208,8 +216,11 @@ def _filter(x, u, bias, y, v, p, left, right, panel, group, first, last):
 
 
 @kernel
-def _differentiate(dy, u, x, bias, dx, du, p, v, left, right, panel, group, first, last):
-    """dx and du of images first to last, of what has elements; `right` is of a panel of x."""
+def _differentiate(dy, u, x, bias, dx, du, totals, p, v, left, right, panel, group, first, last):
+    """dx, du and sums of dy of images first to last, of what has elements.
+
+    `right` is of a panel of x.
+    """
     tiles = left.tile_rows * left.tile_columns
     depth, columns = -(-left.channels // LANES), -(-right.channels // LANES)
     x_image = right.channels * right.height * right.width
@@ -218,7 +229,8 @@ def _differentiate(dy, u, x, bias, dx, du, p, v, left, right, panel, group, firs
     for i in range(first, last, group):
         images = min(group, last - i)
         rows = images * tiles
-        cut(dy[i * y_image :], p, left, 0, depth, 0, images * depth)
+        sums = totals[i * depth * LANES :]
+        cut(dy[i * y_image :], p, left, 0, depth, 0, images * depth, sums)
         for block in range(0, columns, panel):
             blocks = min(panel, columns - block)
             begin = POINTS * POINTS * block * u_block
@@ -231,7 +243,7 @@ def _differentiate(dy, u, x, bias, dx, du, p, v, left, right, panel, group, firs
                 join(v, dx[i * x_image :], bias, right, block, blocks, 0, images * blocks)
             if len(du):
                 products = POINTS * POINTS * gemm.block_parts(blocks)
-                cut(x[i * x_image :], v, right, block, blocks, 0, images * blocks)
+                cut(x[i * x_image :], v, right, block, blocks, 0, images * blocks, bias[:0])
                 gemm.multiply_transposed(
                     v, right.block, right.plane, p, left.block, left.plane, rows,
                     du[begin:], blocks, depth, i > first, 0, products,
@@ -241,10 +253,12 @@ def _differentiate(dy, u, x, bias, dx, du, p, v, left, right, panel, group, firs
 # The same steps of a group of images, each on all threads.
 
 
-def _cut(images: np.ndarray, points: np.ndarray, maps: Maps) -> None:
+def _cut(images: np.ndarray, points: np.ndarray, maps: Maps, sums: np.ndarray) -> None:
     flat, blocks = _flat(images), _up(maps.channels, LANES)
     parallel_for(
-        lambda i, j: cut(flat, points, maps, 0, blocks, i, j), len(images) * blocks, _grain(maps)
+        lambda i, j: cut(flat, points, maps, 0, blocks, i, j, sums),
+        len(images) * blocks,
+        _grain(maps),
     )
 
 

@@ -184,13 +184,24 @@ def _buffer(maps, width):
     return buffer
 
 
+@_inline
+def _sum_of_sixteen(v):
+    """Pairs, and pairs of pairs: rounding errors stay small."""
+    a, b = (v[0] + v[1]) + (v[2] + v[3]), (v[4] + v[5]) + (v[6] + v[7])
+    c, d = (v[8] + v[9]) + (v[10] + v[11]), (v[12] + v[13]) + (v[14] + v[15])
+    return (a + b) + (c + d)
+
+
 @kernel
-def cut(images, points, maps, first_block, blocks, start, stop):
+def cut(images, points, maps, first_block, blocks, start, stop, sums):
     """Cut images into tiles, and transform them; parts number images times `blocks`.
 
     These are blocks of channels from `first_block` on, which comes first in `points`. Windows of
-    six pixels are those of x, of four those of dy (the adjoint of `join`).
+    six pixels are those of x, of four those of dy (the adjoint of `join`). `sums` (images,
+    channels) get those over an image, where they have elements; rows are multiples of 16.
     """
+    adds = len(sums) > 0
+    columns = -(-maps.channels // LANES) * LANES
     window, overlap = maps.window, maps.window - TILE
     width = TILE * maps.tile_columns + overlap
     row = width * LANES
@@ -206,6 +217,7 @@ def cut(images, points, maps, first_block, blocks, start, stop):
         lanes = min(LANES, maps.channels - channel)
         source = (image * maps.channels + channel) * pixels
         target = block * maps.block + image * tiles * LANES
+        total = broadcast(np.float32(0))
         for i in range(maps.tile_rows):
             kept = 0
             if i:
@@ -221,6 +233,8 @@ def cut(images, points, maps, first_block, blocks, start, stop):
                 pixel = source + top * maps.width + q
                 fetch_rows(images, pixel + ahead, pixels, 0)
                 values = load_transposed(images, pixel, pixels, lanes, min(LANES, count - q))
+                if adds:
+                    total = total + _sum_of_sixteen(values)
                 store_at(buffer, (top - above) * row, places, q, values)
             for place in range(0, row, LANES):
                 _store_six(middle, place, row, _to_points(buffer, place, row, window))
@@ -231,6 +245,8 @@ def cut(images, points, maps, first_block, blocks, start, stop):
                     first = target + p * POINTS * maps.plane
                     _store_six(points, first, maps.plane, values)
                 target += LANES
+        if adds:
+            store(sums, image * columns + channel, total)
 
 
 @_inline
@@ -356,47 +372,48 @@ def cut_filters(w, points, columns, rows, column, row, panel, start, stop):
 
 
 @_inline
-def _sum_of_six(sums, size, start, step):
-    """Six points, each the sum of what lies `size` elements apart."""
-    total = _load_six(sums, start, step)
-    for begin in range(size, len(sums), size):
-        more = _load_six(sums, start + begin, step)
-        total = (
-            total[0] + more[0], total[1] + more[1], total[2] + more[2],
-            total[3] + more[3], total[4] + more[4], total[5] + more[5],
-        )  # fmt: skip
-    return total
+def _add_blocks(sums, size, start, out, place):
+    """A block of 16 x 16 of `out` gets the sum of those that lie `size` elements apart."""
+    for i in range(0, LANES * LANES, LANES):
+        total = load(sums, start + i)
+        for begin in range(size, len(sums), size):
+            total = total + load(sums, begin + start + i)
+        store(out, place + i, total)
 
 
 @kernel
 def join_filters(sums, w, channels, filters, panel, start, stop):
     """The adjoint of cut_filters of the sum of `sums`, to w (filters, channels, 3, 3).
 
-    Matrices have the channels for rows, and those come in panels; parts number channels.
+    Matrices have the channels for rows, and those come in panels; parts number blocks of channels.
     """
     zero = broadcast(np.float32(0))
-    middle = np.empty(3 * POINTS * LANES, np.float32)
-    step = POINTS * LANES
     blocks, columns = -(-channels // LANES), -(-filters // LANES)
     size = POINTS**2 * blocks * columns * LANES**2
-    for f in range(0, filters, LANES):
-        for c in range(start, stop):
-            first = c // LANES // panel * panel
-            block = min(panel, blocks - first) * LANES**2
-            plane = columns * block
-            source = first * POINTS**2 * columns * LANES**2 + f // LANES * block
-            source += (c - first * LANES) * LANES
-            for p in range(POINTS):
-                points = _sum_of_six(sums, size, source + p * plane, POINTS * plane)
-                a, b, d = _filter_adjoint(*points)
-                store(middle, p * LANES, a)
-                store(middle, step + p * LANES, b)
-                store(middle, 2 * step + p * LANES, d)
-            g0, g1, g2 = _filter_adjoint(*_load_six(middle, 0, LANES))
-            g3, g4, g5 = _filter_adjoint(*_load_six(middle, step, LANES))
-            g6, g7, g8 = _filter_adjoint(*_load_six(middle, 2 * step, LANES))
-            taps = (g0, g1, g2, g3, g4, g5, g6, g7, g8)
-            rest = (zero, zero, zero, zero, zero, zero, zero)
-            place = (f * channels + c) * TAPS
-            lanes = min(LANES, filters - f)
-            store_transposed(w, place, channels * TAPS, lanes, TAPS, taps + rest)
+    points = np.empty(POINTS**2 * LANES**2, np.float32)  # of a block, in the nearest cache
+    plane = LANES**2
+    middle = np.empty(3 * POINTS * LANES, np.float32)
+    step = POINTS * LANES
+    for c in range(start, stop):
+        first = c // panel * panel
+        distance = min(panel, blocks - first) * LANES**2  # from block to block of filters
+        source = first * POINTS**2 * columns * LANES**2 + (c - first) * LANES**2
+        for f in range(columns):
+            for p in range(POINTS**2):
+                begin = source + (p * columns + f) * distance
+                _add_blocks(sums, size, begin, points, p * plane)
+            lanes = min(LANES, filters - f * LANES)
+            for i in range(min(LANES, channels - c * LANES)):
+                for p in range(POINTS):
+                    values = _load_six(points, p * plane + i * LANES, POINTS * plane)
+                    g = _filter_adjoint(*values)
+                    store(middle, p * LANES, g[0])
+                    store(middle, step + p * LANES, g[1])
+                    store(middle, 2 * step + p * LANES, g[2])
+                g0, g1, g2 = _filter_adjoint(*_load_six(middle, 0, LANES))
+                g3, g4, g5 = _filter_adjoint(*_load_six(middle, step, LANES))
+                g6, g7, g8 = _filter_adjoint(*_load_six(middle, 2 * step, LANES))
+                taps = (g0, g1, g2, g3, g4, g5, g6, g7, g8)
+                rest = (zero, zero, zero, zero, zero, zero, zero)
+                place = (f * LANES * channels + c * LANES + i) * TAPS
+                store_transposed(w, place, channels * TAPS, lanes, TAPS, taps + rest)

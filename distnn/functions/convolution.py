@@ -159,18 +159,20 @@ class Convolution(Bilinear):
     def backward(
         self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any, scratch: Any = None
     ) -> None:
-        if need.b:
+        xs, ws = self.first_shape(x.shape), self.first_shape(w.shape)
+        algorithm = self.algorithm(xp, xs, ws, dy.dtype, scratch)
+        db = [out.b] if need.b and getattr(algorithm, "sums_dy", False) else []
+        if need.b and not db:
             batch, filters, *spatial = self.first_shape(dy.shape)
             pixels = math.prod(spatial)
             last = self.channel_last
             blocks = (batch * pixels, filters, 1) if last else (batch, filters, pixels)
             out.b[...] = xp.channels(blocks).total(dy.reshape(blocks))
         dy, x, w = self.first(xp, dy), self.first(xp, x), self.first(xp, w)
-        algorithm = self.algorithm(xp, x.shape, w.shape, dy.dtype, scratch)
         dx, out_x = self.room(xp, x.shape, dy.dtype, out.x) if need.x else (None, None)
         dw, out_w = self.room(xp, w.shape, dy.dtype, out.w) if need.w else (None, None)
-        if need.x or need.w:
-            algorithm.gradients(dy, x, w, dx, dw)
+        if need.x or need.w or db:
+            algorithm.gradients(dy, x, w, dx, dw, *db)
         if need.x:
             self.put(xp, dx, out_x)
         if need.w:
