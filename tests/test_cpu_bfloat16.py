@@ -14,6 +14,7 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
+from distnn.context import World, world_scope
 from distnn.errors import ContextError, LabelError, MissingExtraError
 
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
@@ -136,6 +137,39 @@ def test_batch_normalization_against_float64(mean, output_stat):
         np.testing.assert_allclose(leaf.g, exact, rtol=2.0**-8, atol=1e-3)
 
 
+CHAINS = {
+    "tanh": lambda h, other: F.tanh(h),
+    "add, relu": lambda h, other: F.relu(h + other),
+    "links": lambda h, other: F.tanh(h * 2.5) * F.sigmoid(h),
+    "kept": lambda h, other: F.tanh(h) + h,
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_after_batch_normalization_is_rounded_at_each_formula(chain):
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal((40, 24, 4, 8)).astype(np.float32) * 3 + 1 for _ in range(2)]
+    found, listings = [], []
+    for options in ({}, {"function_pre_hook": lambda function: None}):  # as one, and one by one
+        with world_scope(World()), nn.context_scope(context()):
+            x, other = (nn.Variable.from_numpy_array(v, need_grad=True) for v in values)
+            h = CHAINS[chain](PF.batch_normalization(x * 1.5), other)
+            loss = F.mean(h * h)
+            leaves = [x, *nn.get_parameters().values()]
+            leaves += [other] if chain == "add, relu" else []
+            for _ in range(3):  # from the second run on it is a program
+                for leaf in leaves:
+                    leaf.grad.zero()
+                loss.forward(clear_no_need_grad=True, **options)
+                loss.backward(clear_buffer=True, **options)
+            parameters = nn.get_parameters(grad_only=False).values()
+            found.append([loss.d, *(leaf.g for leaf in leaves), *(p.d for p in parameters)])
+            listings.append(str(nn.profiler.listing(loss)))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "batch_normalization, " in listings[0]
+
+
 def network(x, t):
     h = F.tanh(PF.batch_normalization(PF.convolution(x, 32, (3, 3), pad=(1, 1), name="c1")))
     h = F.max_pooling(h, (2, 2))
@@ -145,8 +179,6 @@ def network(x, t):
 
 def training(dynamic, threads=2, precision="bf16", steps=6):
     """Losses, and parameters at the end."""
-    from distnn.context import World, world_scope
-
     nn.set_num_threads(threads)
     rng = np.random.default_rng(3)
     images = rng.standard_normal((64, 3, 8, 8)).astype(np.float32)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..formula import Formula
+from ..formula_chain import Chain
 from ..function import Function, Rule, Spec
 from ..functions.channels import Channels
 from ..functions.elementwise import Elementwise
@@ -22,7 +23,7 @@ from ..twin import Twin
 from . import amx_matmul, bfloat16_affine, bfloat16_normalization, bfloat16_reduction, twin
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, converted, dtype, is_bfloat16, put, wide
-from .elementwise import evaluate
+from .elementwise import evaluate, evaluate_chain
 from .twin import implementation
 
 if TYPE_CHECKING:
@@ -76,6 +77,17 @@ class Bfloat16Namespace(NumbaNamespace):
                 return out
         values_wide = {name: wide(arrays[name]) for name in formula.arrays}
         return put(formula.evaluate(values_wide, numbers, self.empty(out.shape, FLOAT32)), out)
+
+    def evaluate_chain(
+        self,
+        chain: Chain,
+        arrays: Sequence[np.ndarray],
+        numbers: Sequence[float],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        small = outs[0].size < twin.SMALLEST
+        if small or not evaluate_chain(chain, arrays, numbers, outs):
+            self._evaluate_links(chain, arrays, numbers, outs)
 
     def sum(self, x: np.ndarray, axis: Axes = None, keepdims: bool = False) -> np.ndarray:
         return _narrow(bfloat16_reduction.array_sum(x, axis, keepdims))

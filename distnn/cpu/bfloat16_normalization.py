@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..formula_chain import Chain, Joined
 from ..function import Spec
-from ..functions.batch_normalization import gradient_sums, input_gradient
+from ..functions.batch_normalization import gradient_numbers, gradient_sums, input_gradient
+from ..functions.channels import Part
+from ..functions.normalization_chains import combine_chain, products_of_chain, scale_chain
 from . import twin
-from .bfloat16 import FLOAT32, bits, load, put, store, wide
+from .bfloat16 import FLOAT32, bits, load, put, wide
 from .bfloat16_simd import load_wide
 from .channels import CompiledChannels
 from .compiler import kernel
@@ -22,8 +24,6 @@ from .twin import CpuTwin
 _PART = 262_144
 # Shorter runs of a channel become no vector code.
 _LEAST = 16
-
-_maps = partial(kernel, fastmath={"contract"})
 
 
 class Bfloat16Channels(CompiledChannels):
@@ -45,30 +45,14 @@ class Bfloat16Channels(CompiledChannels):
         squares = found[:, 1] + counts * (found[:, 0] / counts - centre) ** 2
         return total, squares.sum(0)
 
-    def products(self, dy: Any, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        arrays = self._arranged(dy), self._arranged(x)
-        total = self._partials(_products, *arrays, mean.reshape(-1)).sum(0)
+    def products(
+        self, dy: np.ndarray | Part, x: np.ndarray, mean: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        part = self.part(dy if callable(dy) else dy.reshape(self.shape))
+        total = self._partials(
+            _products, lambda i, j: bits(part(i, j)), self._arranged(x), mean.reshape(-1)
+        ).sum(0)
         return total[0], total[1]
-
-    def scale(
-        self, x: np.ndarray, mean: np.ndarray, a: np.ndarray, b: np.ndarray | None, y: np.ndarray
-    ) -> None:
-        x, y = self._arranged(x), self._arranged(y)
-        shift = np.zeros_like(mean) if b is None else b
-        numbers = [n.reshape(-1) for n in (mean, a, shift)]
-        self.map(lambda i, j: _scale(x[i:j], *numbers, y[i:j]))
-
-    def combine(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        mean: np.ndarray,
-        numbers: tuple[np.ndarray, np.ndarray, np.ndarray],
-        dx: np.ndarray,
-    ) -> None:
-        dy, x, dx = (self._arranged(a) for a in (dy, x, dx))
-        flat = [n.reshape(-1).astype(FLOAT32, copy=False) for n in (mean, *numbers)]
-        self.map(lambda i, j: _combine(dy[i:j], x[i:j], *flat, dx[i:j]))
 
     def _arranged(self, x: np.ndarray) -> np.ndarray:
         return bits(x).reshape(self.shape)
@@ -106,22 +90,59 @@ class BatchNormalization(CpuTwin):
         if out is None:
             specs = function.setup(x, beta, gamma, mean, mean)
             out = tuple(xp.empty(s.shape, s.dtype) for s in specs)
-        y, batch_mean, batch_variance, centre, inverse_deviation = out
         channels = Bfloat16Channels(function.blocks(x.shape))
+        results = self._statistics(channels, x, mean, variance, decay_rate, eps, list(out[1:]))
+        scale, beta = _scale(gamma, results), wide(beta)
+        shape = channels.shape
+        channels.scale(x.reshape(shape), results[2], scale, beta, out[0].reshape(shape))
+        return (out[0], *results)
+
+    def joins(self, chain: Chain) -> bool:
+        return True
+
+    def forward_joined(
+        self,
+        xp: Any,
+        x: Any,
+        beta: Any,
+        gamma: Any,
+        mean: Any,
+        variance: Any,
+        *,
+        joined: Joined,
+        decay_rate: float,
+        eps: float,
+        out: Any,
+    ) -> Any:
+        channels = Bfloat16Channels(self.function.blocks(x.shape))
+        results = self._statistics(channels, x, mean, variance, decay_rate, eps, list(out[1:]))
+        scale_chain(xp, channels, x, results[2], _scale(gamma, results), wide(beta), joined)
+        return (None, *results)
+
+    def _statistics(
+        self,
+        channels: Bfloat16Channels,
+        x: Any,
+        mean: Any,
+        variance: Any,
+        decay_rate: float,
+        eps: float,
+        results: list[Any],
+    ) -> list[Any]:
+        """All results but y, and the new running statistics."""
+        batch_mean, batch_variance, centre, inverse_deviation = results
         total, squares = channels.totals(x)
         centre[...] = channels.mean(total).reshape(centre.shape)
         spread = channels.mean(squares).astype(FLOAT32).reshape(centre.shape)
         inverse_deviation[...] = 1 / np.sqrt(spread.astype(np.float64) + eps)
-        scale = inverse_deviation if gamma is None else inverse_deviation * wide(gamma)
-        channels.scale(x, centre, scale, wide(beta), y)
         put(centre, batch_mean)
         put(spread, batch_variance)
         unbiased = channels.count / max(channels.count - 1, 1)
-        return (
-            *out,
+        return [
+            *results,
             decay_rate * wide(mean) + (1 - decay_rate) * centre,
             decay_rate * wide(variance) + (1 - decay_rate) * unbiased * spread,
-        )
+        ]
 
     def backward(
         self,
@@ -138,22 +159,77 @@ class BatchNormalization(CpuTwin):
         out: Any,
     ) -> None:
         channels = Bfloat16Channels(self.function.blocks(x.shape))
-        if dy is None:
-            dy = np.zeros(x.shape, x.dtype)
-        dbeta, dgamma = gradient_sums(channels, dy, x, centre, inverse_deviation)
+        dy = np.zeros(x.shape, x.dtype) if dy is None else dy
+        sums = gradient_sums(channels, dy, x, centre, inverse_deviation)
         if need.x:
-            dx = out.x if out.x.dtype == x.dtype else xp.empty(x.shape, x.dtype)
+            dx, shape = _room(xp, out.x, x), channels.shape
             others = (wide(d) for d in (dbatch_mean, dbatch_variance))
             input_gradient(
-                channels, dy, x, wide(gamma), centre, inverse_deviation,
-                (dbeta, dgamma, *others), channels.count, dx,
+                channels, dy.reshape(shape), x.reshape(shape), wide(gamma), centre,
+                inverse_deviation, (*sums, *others), channels.count, dx,
             )  # fmt: skip
-            if dx is not out.x:
-                put(dx, out.x)
-        if need.beta:
-            put(dbeta.astype(FLOAT32).reshape(centre.shape), out.beta)
-        if need.gamma:
-            put(dgamma.astype(FLOAT32).reshape(centre.shape), out.gamma)
+            _put_back(dx, out.x)
+        _put_sums(need, sums, centre.shape, out)
+
+    def joins_backward(self, chain: Chain) -> bool:
+        return True
+
+    def backward_joined(
+        self,
+        xp: Any,
+        need: Any,
+        dy: Any,
+        dbatch_mean: Any,
+        dbatch_variance: Any,
+        x: Any,
+        gamma: Any,
+        centre: Any,
+        inverse_deviation: Any,
+        *,
+        joined: Joined,
+        out: Any,
+    ) -> None:
+        channels = Bfloat16Channels(self.function.blocks(x.shape))
+        sums = products_of_chain(xp, channels, joined, x, centre)
+        if sums is None:
+            dy = xp.empty(x.shape, x.dtype)
+            xp.evaluate_chain(joined.chain, joined.arrays, joined.numbers, (dy, *joined.outs))
+            statistics = (centre, inverse_deviation)
+            self.backward(
+                xp, need, dy, dbatch_mean, dbatch_variance, x, gamma, *statistics, out=out
+            )
+            return
+        sums[1][...] *= inverse_deviation.reshape(-1)
+        others = (wide(d) for d in (dbatch_mean, dbatch_variance))
+        numbers = gradient_numbers(
+            wide(gamma), inverse_deviation, (*sums, *others), channels.count, x.dtype
+        )
+        dx = _room(xp, out.x, x) if need.x else None
+        combine_chain(xp, channels, joined, x, centre, numbers, dx)
+        if need.x:
+            _put_back(dx, out.x)
+        _put_sums(need, sums, centre.shape, out)
+
+
+def _scale(gamma: Any, results: list[Any]) -> Any:
+    inverse_deviation = results[3]
+    return inverse_deviation if gamma is None else inverse_deviation * wide(gamma)
+
+
+def _room(xp: Any, place: Any, x: Any) -> Any:
+    """Memory for dx: its place, if that has the dtype of x."""
+    return place if place.dtype == x.dtype else xp.empty(x.shape, x.dtype)
+
+
+def _put_back(dx: Any, place: Any) -> None:
+    if dx is not place:
+        put(dx, place)
+
+
+def _put_sums(need: Any, sums: tuple[Any, Any], shape: tuple[int, ...], out: Any) -> None:
+    for wanted, total, place in ((need.beta, sums[0], out.beta), (need.gamma, sums[1], out.gamma)):
+        if wanted:
+            put(total.astype(FLOAT32).reshape(shape), place)
 
 
 # Kernels on parts x (a, C, B), and numbers of channels. Sums of a part are float32, which is exact
@@ -234,21 +310,3 @@ def _products(dy, x, mean, total, product):
         total[c] = _sum(lanes) + rest
         store_lanes(lanes, 0, p)
         product[c] = _sum(lanes) + more
-
-
-@_maps
-def _scale(x, mean, scale, shift, y):
-    for a in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            m, s, t = mean[c], scale[c], shift[c]
-            for b in range(x.shape[2]):
-                y[a, c, b] = store((load(x[a, c, b]) - m) * s + t)
-
-
-@_maps
-def _combine(dy, x, mean, p, q, r, dx):
-    for a in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            m, u, v, w = mean[c], p[c], q[c], r[c]
-            for b in range(x.shape[2]):
-                dx[a, c, b] = store(load(dy[a, c, b]) * u - (load(x[a, c, b]) - m) * v - w)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..functions.channels import Channels, Part
 from ..functions.normalization_chains import COMBINED, SCALED, SHIFTED
+from ..functions.precision import wide
 from .compiler import kernel
 from .elementwise import evaluate
 
@@ -85,7 +86,7 @@ class CompiledChannels(Channels):
         return column if self.rows else np.repeat(column, self.inner, axis=1)
 
     def _with_planes(self, arrays: list[np.ndarray], *numbers: np.ndarray) -> list[np.ndarray]:
-        dtype = arrays[0].dtype
+        dtype = wide(arrays[0].dtype)
         return [*arrays, *(self.plane(n.astype(dtype, copy=False))[None] for n in numbers)]
 
     def _arranged(self, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ bfloat16 is computed in float32, and rounded once when it is stored.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import math
@@ -86,7 +87,7 @@ def evaluate_chain(
     chain: Chain, arrays: Sequence[np.ndarray], numbers: Sequence[float], outs: Sequence[np.ndarray]
 ) -> bool:
     """The outputs of a chain, of one shape, if a loop can compute it; returns whether it did."""
-    if not _in_one_piece(outs):
+    if not _in_one_piece([*map(bits, outs)]):
         return False
     return _evaluate(chain, arrays, numbers, outs)
 
@@ -95,11 +96,16 @@ def part_kernel(
     chain: Chain, numbers: Sequence[float], dtype: np.dtype
 ) -> Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None] | None:
     """f(outs, arrays) that computes parts of a chain, with one axis; None if a loop cannot."""
+    dtype = np.dtype(_BFLOAT16) if dtype.char == "E" else dtype
     loop = _formula_loop(chain, dtype, (FULL,) * len(chain.arrays), len(chain.outputs), 1)
     if loop is None:
         return None
     settings = loop.settings(*numbers)
-    return lambda outs, arrays: loop.kernel(0, len(outs[0]), *outs, *arrays, *settings)
+
+    def evaluate(outs: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
+        loop.kernel(0, len(outs[0]), *map(bits, outs), *map(bits, arrays), *settings)
+
+    return evaluate
 
 
 def _evaluate(
@@ -150,6 +156,8 @@ def _in_one_piece(arrays: Sequence[np.ndarray]) -> bool:
 FULL = "full"  # element by element
 CHANNEL = "channel"  # one element for each of the neighbouring axes C of (A, C, B)
 ONE = "one"  # one element for all
+# Those of float32 beside results of bfloat16.
+_WIDE = {CHANNEL: "wide channel", ONE: "wide one"}
 
 
 class _Layout(NamedTuple):
@@ -175,17 +183,23 @@ def _layout(out: np.ndarray, arrays: Sequence[np.ndarray]) -> _Layout | None:
     channels: set[tuple[int, int, int]] = set()
     kinds = []
     for a in arrays:
-        if a.dtype != out.dtype or not a.flags.c_contiguous or a.ndim != out.ndim:
+        wide = out.dtype.char == _BFLOAT16 and a.dtype.char == "f"
+        if not (wide or a.dtype == out.dtype) or not a.flags.c_contiguous or a.ndim != out.ndim:
             return None
-        if a.size == 1 or a.shape == out.shape:
-            kinds.append(ONE if a.size == 1 else FULL)
+        if a.size == 1:
+            kinds.append(_WIDE[ONE] if wide else ONE)
+            continue
+        if a.shape == out.shape:
+            if wide:
+                return None
+            kinds.append(FULL)
             continue
         own = [axis for axis, n in enumerate(a.shape) if n > 1]
         first, last = own[0], own[-1] + 1
         if a.shape[first:last] != out.shape[first:last]:
             return None
         channels.add((math.prod(out.shape[:first]), a.size, math.prod(out.shape[last:])))
-        kinds.append(CHANNEL)
+        kinds.append(_WIDE[CHANNEL] if wide else CHANNEL)
     if len(channels) > 1:
         return None
     if not channels:
@@ -222,15 +236,13 @@ def _formula_loop(
     half = dtype.char == _BFLOAT16
     lines = _lines(text.arrays, text.numbers, dtype)
     try:
-        results = _results(text, lines)
+        results = _results(text, lines, half)
     except UnknownOperation:
         return None
     if isinstance(text, Formula):
         single = operation(text.tree)[0] if len(lines.operations) == 1 else ""
         if not half and (not lines.operations or (axes == 1 and single in _ONE_PASS)):
             return None
-    elif half:  # results are rounded between its formulas
-        return None
     element, value = ("load({})", "store({})") if half else ("{}", "{}")
     index = _INDICES[axes]
     targets = [f"out{i}" for i in range(outs)]
@@ -241,10 +253,12 @@ def _formula_loop(
         elif kind == FULL:
             full.append(f"pa{i}")
             loads.append(f"a{i} = " + element.format(f"pa{i}[{index}]"))
-        elif kind == CHANNEL:
-            loads.append(f"a{i} = " + element.format(f"pa{i}[c]"))
+        elif kind in (CHANNEL, _WIDE[CHANNEL]):
+            number = f"pa{i}[c]"
+            loads.append(f"a{i} = " + (element.format(number) if kind == CHANNEL else number))
         else:
-            before.append(f"a{i} = " + element.format(f"pa{i}[0]"))
+            number = f"pa{i}[0]"
+            before.append(f"a{i} = " + (element.format(number) if kind == ONE else number))
     pointers = [*targets, *(f"pa{i}" for i, kind in enumerate(kinds) if isinstance(kind, str))]
     stores = [
         f"{target}[{index}] = {value.format(result)}"
@@ -254,12 +268,15 @@ def _formula_loop(
     return _loop(str(text), lines, pointers, full, before, axes, body)
 
 
-def _results(text: Formula | Chain, lines: Lines) -> list[str]:
+def _results(text: Formula | Chain, lines: Lines, half: bool) -> list[str]:
     """The names of the values of a formula, or of a chain's outputs; raises UnknownOperation."""
     if isinstance(text, Formula):
         return [lines.value(text.tree)]
     for link in text.links:
-        lines.names[link.target] = lines.value(link.tree)
+        value = lines.value(link.tree)
+        if half and not isinstance(link.tree, ast.Name):  # as if it had been in memory
+            value = lines.named(f"load(store({value}))")
+        lines.names[link.target] = value
     return [lines.names[output] for output in text.outputs]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..formula import Formula
 from ..formula_chain import Chain, Joined, Link, renamed
 from .channels import Channels
+from .precision import wide
 
 SCALED = Formula("(x - mean) * a", ("x", "mean", "a"), ())
 SHIFTED = Formula("(x - mean) * a + b", ("x", "mean", "a", "b"), ())
@@ -111,4 +112,4 @@ def _arranged(channels: Channels, arrays: Sequence[np.ndarray]) -> list[np.ndarr
 
 
 def _plane(channels: Channels, numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return channels.plane(numbers.astype(x.dtype, copy=False))[None]
+    return channels.plane(numbers.astype(wide(x.dtype), copy=False))[None]
