@@ -1,30 +1,30 @@
-"""Products of float32 matrices that lie in rows, by the tiles of gemm.py.
+"""Products of float32 matrices that lie in rows.
 
-BLAS packs the whole of one factor for each part of a product that a thread computes; here it is
-packed once. The other factor and the result are in blocks of 16 columns only where they are worked
-on, in a core's second cache, so that a bias costs no pass over memory of its own.
+A part of the result, some rows by some columns, is the work of one thread. What it needs of B, for
+some addends at a time, it packs into its core's second cache; of A the rows of a tile, into the
+first. Tiles are written to their rows at once, so a bias costs no pass over memory of its own. Each
+number of the result is summed up in one order, whatever the parts: those may follow the threads.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ..memory import pool
-from ..threads import parallel_for
-from . import gemm
+from ..threads import get_num_threads, parallel_for
 from .compiler import kernel
-from .simd import LANES, load, load_transposed, store
+from .matmul_tile import BLOCKS, ROWS, narrow_tile, tile
+from .simd import LANES, load, load_part, load_transposed, store
 from .twin import LARGE_PRODUCT
 
-# Rows of a part at the most; blocks of columns of the result, and of addends, that are worked on at
-# a time.
-_ROWS = 96
-_COLUMNS = 64
-_ADDENDS = 32
-# A wider factor is read and written once by packing, and then read too seldom.
-_WIDEST = 16
-# Blocks of columns that one part packs.
-_PACK = 8
+# Blocks of addends that are worked on at a time, and of columns of a part at the most.
+_ADDENDS = 16
+_WIDEST = 32
+_LEAST_ROWS = 32
+# Blocks of columns that a part packs where all of a matrix is packed.
+_PACKED = 8
 
 
 def suits(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> bool:
@@ -34,10 +34,9 @@ def suits(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> bool:
     return (
         a.dtype.char == b.dtype.char == "f"
         and depth % LANES == columns % LANES == 0
-        and rows >= 2 * LANES
-        and columns <= _WIDEST * rows
+        and rows >= _LEAST_ROWS
         and rows * depth * columns >= LARGE_PRODUCT
-        and (_lies_in_rows(a) or (rows % LANES == 0 and _lies_in_rows(a.T)))
+        and (_lies_in_rows(a) or _lies_in_rows(a.T))
         and (_lies_in_rows(b) or _lies_in_rows(b.T))
         and (out is None or (out.dtype.char == "f" and _lies_in_rows(out)))
     )
@@ -48,32 +47,53 @@ def multiply(
 ) -> np.ndarray:
     """out = a b + bias; a and b may be transposed, out lies in rows."""
     rows, depth = a.shape
-    columns = b.shape[1]
-    blocks = packed(b)
-    shift = np.zeros(columns, np.float32) if bias is None else np.ascontiguousarray(bias)
-    transposed = not _lies_in_rows(a)
-    a = a.T if transposed else a
-    sizes = (_distance(a), depth // LANES, columns // LANES, _distance(out))
-    parallel_for(
-        lambda i, j: _multiply(a, blocks, shift, out, transposed, *sizes, i, j), rows, _part(rows)
-    )
+    blocks = b.shape[1] // LANES
+    shift = np.zeros(b.shape[1], np.float32) if bias is None else np.ascontiguousarray(bias)
+    kinds = _lies_in_rows(a), _lies_in_rows(b)
+    a, b = (m if in_rows else m.T for m, in_rows in zip((a, b), kinds, strict=True))
+    distances = _distance(a), _distance(b), _distance(out)
+    height, width = _part(rows, blocks, get_num_threads())
+    across = -(-blocks // width)
+
+    def work(part: int, _: int) -> None:
+        i, j = divmod(part, across)
+        i, j = i * height, j * width
+        count, wide = min(height, rows - i), min(width, blocks - j)
+        _multiply(a, b, shift, out, *kinds, *distances, depth // LANES, i, count, j, wide)
+
+    parallel_for(work, -(-rows // height) * across, 1)
     return out
 
 
+@functools.lru_cache(1024)
+def _part(rows: int, blocks: int, threads: int) -> tuple[int, int]:
+    """Rows and blocks of columns of a part: what takes least time, with two for each thread."""
+    found = []
+    for down in range(1, max(1, min(rows // _LEAST_ROWS, 4 * threads)) + 1):
+        height = -(-rows // (down * ROWS)) * ROWS
+        down = -(-rows // height)
+        across = max(-(-blocks // _WIDEST), -(-2 * threads // down))
+        width = -(-blocks // across)
+        parts = down * -(-blocks // width)
+        # Cycles for each addend; packing is bound by the caches, not by arithmetic.
+        cycles = height * width / 2 + 0.2 * height + 5 * width
+        found.append((-(-parts // threads) * cycles, height, width))
+    return min(found)[1:]
+
+
 def packed(matrix: np.ndarray) -> np.ndarray:
-    """A matrix (K, N), perhaps transposed, as (N / 16, K, 16)."""
+    """A matrix (K, N), perhaps transposed, as (N / 16, K, 16); K and N are multiples of 16."""
     rows, columns = matrix.shape
     into = pool.empty((columns // LANES, rows, LANES), np.dtype(np.float32))
     pack, source = (_pack, matrix) if _lies_in_rows(matrix) else (_pack_transposed, matrix.T)
     distance = _distance(source)
-    parallel_for(lambda i, j: pack(source, distance, rows, i, j, into), columns // LANES, _PACK)
+    step = LANES if pack is _pack else LANES * distance
+    parallel_for(
+        lambda i, j: pack(source, i * step, distance, rows, j - i, into[i:j]),
+        columns // LANES,
+        _PACKED,
+    )
     return into
-
-
-def _part(rows: int) -> int:
-    """Rows of a part: some more parts than cores, and equal ones where they are few."""
-    parts = max(4, -(-rows // _ROWS))
-    return -(-rows // (parts * LANES)) * LANES
 
 
 def _lies_in_rows(matrix: np.ndarray) -> bool:
@@ -86,69 +106,88 @@ def _distance(matrix: np.ndarray) -> int:
 
 
 @kernel
-def _pack(matrix, distance, rows, first, last, packed):
-    """Blocks `first` to `last` of columns."""
-    for row in range(rows):
-        for block in range(first, last):
-            vector = load(matrix, row * distance + block * LANES)
-            store(packed, (block * rows + row) * LANES, vector)
+def _multiply(
+    a, b, bias, out, a_in_rows, b_in_rows, a_distance, b_distance, distance, depth, row, rows,
+    column, columns,
+):  # fmt: skip
+    """Rows of the result from `row` on, and blocks of columns from `column` on."""
+    most = min(depth, _ADDENDS) * LANES
+    x = np.empty(ROWS * most + LANES, np.float32)
+    y = np.empty(columns * most * LANES, np.float32)
+    z = np.zeros(ROWS * LANES, np.float32)
+    left = column * LANES
+    for begin in range(0, depth, _ADDENDS):
+        first, addends = begin * LANES, min(_ADDENDS, depth - begin) * LANES
+        if b_in_rows:
+            _pack(b, first * b_distance + left, b_distance, addends, columns, y)
+        else:
+            _pack_transposed(b, left * b_distance + first, b_distance, addends, columns, y)
+        for i in range(row, row + rows, ROWS):
+            count = min(ROWS, row + rows - i)
+            if a_in_rows:
+                _cut(a, i * a_distance + first, a_distance, count, addends, x)
+            else:
+                _cut_transposed(a, first * a_distance + i, a_distance, count, addends, x)
+            place = i * distance + left
+            if begin:
+                _add(x, y, addends, columns, count, out, place, distance, out, place, distance, z)
+            else:
+                _add(x, y, addends, columns, count, out, place, distance, bias, left, 0, z)
 
 
 @kernel
-def _pack_transposed(matrix, distance, rows, first, last, packed):
-    """Blocks of columns of the transposed matrix, which has as many `rows` as it has columns."""
-    for block in range(first, last):
+def _add(x, y, addends, columns, rows, out, place, distance, before, start, row, z):
+    """At most ROWS rows of out = before + x y; `z` has room for a tile of fewer."""
+    j = 0
+    while j < columns:
+        panel, c, d = j * addends * LANES, place + j * LANES, start + j * LANES
+        if rows < ROWS:
+            for r in range(rows):
+                store(z, r * LANES, load(before, d + r * row))
+            narrow_tile(x, y, panel, addends, z, 0, LANES, z, 0, LANES)
+            for r in range(rows):
+                store(out, c + r * distance, load(z, r * LANES))
+            j += 1
+        elif j + BLOCKS <= columns:
+            tile(x, y, panel, addends, out, c, distance, before, d, row)
+            j += BLOCKS
+        else:
+            narrow_tile(x, y, panel, addends, out, c, distance, before, d, row)
+            j += 1
+
+
+@kernel
+def _pack(matrix, place, distance, rows, blocks, packed):
+    """Rows of a matrix, from a place on, as (blocks, rows, 16)."""
+    for first in range(0, rows, LANES):
+        for block in range(blocks):
+            for row in range(first, first + LANES):
+                vector = load(matrix, place + row * distance + block * LANES)
+                store(packed, (block * rows + row) * LANES, vector)
+
+
+@kernel
+def _pack_transposed(matrix, place, distance, rows, blocks, packed):
+    """The same of the transposed of a matrix, whose columns are these rows."""
+    for block in range(blocks):
         for row in range(0, rows, LANES):
-            start = block * LANES * distance + row
+            start = place + block * LANES * distance + row
             vectors = load_transposed(matrix, start, distance, LANES, LANES)
             for k in range(LANES):
                 store(packed, (block * rows + row + k) * LANES, vectors[k])
 
 
 @kernel
-def _multiply(a, b, bias, out, transposed, a_distance, depth, columns, out_distance, start, stop):
-    """Rows `start` to `stop` of the result."""
-    count = stop - start
-    rows = -(-count // gemm.ROWS) * gemm.ROWS
-    block, panel = rows * LANES, depth * LANES * LANES
-    x = np.zeros(min(depth, _ADDENDS) * block, np.float32)
-    z = np.empty(min(columns, _COLUMNS) * block, np.float32)
-    for first in range(0, columns, _COLUMNS):
-        width = min(_COLUMNS, columns - first)
-        for addend in range(0, depth, _ADDENDS):
-            addends = min(_ADDENDS, depth - addend)
-            if first == 0 or depth > _ADDENDS:  # else it is there
-                if transposed:
-                    place = addend * LANES * a_distance + start
-                    _cut_transposed(a, place, a_distance, count, addends, x, block)
-                else:
-                    place = start * a_distance + addend * LANES
-                    _cut(a, place, a_distance, count, addends, x, block)
-            y = first * panel + addend * LANES * LANES
-            add = 1 if addend else 0
-            gemm.multiply_piece(x, 0, block, b, y, panel, z, 0, block, rows, width, addends, add)
-        for row in range(count):
-            place = (start + row) * out_distance
-            for k in range(width):
-                column = (first + k) * LANES
-                value = load(z, k * block + row * LANES) + load(bias, column)
-                store(out, place + column, value)
+def _cut(a, place, distance, rows, columns, x):
+    """Rows of a tile, from a place on, as (columns, ROWS)."""
+    for k in range(0, columns, LANES):
+        vectors = load_transposed(a, place + k, distance, rows, LANES)
+        for i in range(LANES):
+            store(x, (k + i) * ROWS, vectors[i])
 
 
 @kernel
-def _cut(a, place, distance, rows, blocks, x, block):
-    """Rows of a, from a place on, as blocks of 16 columns."""
-    for row in range(rows):
-        for k in range(blocks):
-            store(x, k * block + row * LANES, load(a, place + row * distance + k * LANES))
-
-
-@kernel
-def _cut_transposed(a, place, distance, rows, blocks, x, block):
-    """The same of the transposed of a; the number of rows is a multiple of 16."""
-    for k in range(blocks):
-        for row in range(0, rows, LANES):
-            corner = place + k * LANES * distance + row
-            vectors = load_transposed(a, corner, distance, LANES, LANES)
-            for i in range(LANES):
-                store(x, k * block + (row + i) * LANES, vectors[i])
+def _cut_transposed(a, place, distance, rows, columns, x):
+    """The same of the transposed of a."""
+    for k in range(columns):
+        store(x, k * ROWS, load_part(a, place + k * distance, rows))
