@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from convolution_problem import case, errors, problem, results
 
+import distnn as nn
 from distnn.functions import winograd
 from distnn.functions.convolution import Convolution
 from distnn.functions.depthwise import Depthwise
@@ -22,6 +23,11 @@ WINOGRAD = {
     "padding of one axis": case((2, 3, 5, 9), (4, 3, 3, 3), pad=(0, 2)),
     "whole tiles of padding": case((1, 2, 3, 2), (3, 2, 3, 3), pad=(6, 5)),
     "one pixel": case((2, 3, 1, 1), (2, 3, 3, 3), pad=(1, 1)),
+}
+GROUPS = {  # shared out to threads, some images at a time
+    "tiles that fit": case((150, 5, 8, 12), (6, 5, 3, 3), pad=(1, 1)),
+    "tiles that do not": case((290, 4, 9, 5), (3, 4, 3, 3), pad=(2, 1)),
+    "one row of tiles": case((400, 3, 4, 4), (4, 3, 3, 3), pad=(1, 1)),
 }
 DEPTHWISE = {
     "3x3": case((3, 7, 8, 9), (7, 1, 3, 3), pad=(1, 1), group=7),
@@ -67,6 +73,32 @@ def test_winograd_of_tiles_agrees_with_the_definition(name):
     )
 
 
+@pytest.mark.parametrize("name", [*WINOGRAD, *GROUPS])
+def test_winograd_of_maps_agrees_with_the_definition(name):
+    problem = (WINOGRAD | GROUPS)[name]
+    agree(problem, lambda xp, g, x, w: winograd.Winograd(xp, x, w, g.pad, FLOAT, None), 2.5e-6)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_of_images_have_the_same_bits_on_any_number_of_threads(name):
+    p = problem(GROUPS[name])
+    found = []
+    before = nn.get_num_threads()
+    for threads in (1, 2, 5):
+        nn.set_num_threads(threads)
+        algorithm = winograd.Winograd(
+            NumpyNamespace(), p.x.shape, p.w.shape, p.geometry.pad, FLOAT, None
+        )
+        assert algorithm.forward_groups.shares > 1 < algorithm.backward_groups.shares
+        found.append([np.empty(a.shape, FLOAT) for a in (p.dy, p.x, p.w)])
+        algorithm.forward(p.x, p.w, p.b, found[-1][0])
+        algorithm.gradients(p.dy, p.x, p.w, *found[-1][1:])
+    nn.set_num_threads(before)
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise_sums_agree_with_the_definition(name):
     agree(DEPTHWISE[name], lambda *a: Depthwise(*a, FLOAT), 2e-7)
@@ -77,9 +109,14 @@ def test_products_without_copies_agree_with_the_definition(name):
     agree(POINTWISE[name], lambda *a: Patches(*a, FLOAT), 4e-7)
 
 
-def test_gradients_of_tiles_can_be_asked_for_one_by_one():
-    p = problem(WINOGRAD["tiles that do not"])
-    tiles = WinogradTiles(NumpyNamespace(), p.x.shape, p.w.shape, p.geometry.pad, FLOAT)
+@pytest.mark.parametrize("kind", ["tiles", "maps", "groups"])
+def test_gradients_of_tiles_can_be_asked_for_one_by_one(kind):
+    p = problem((GROUPS if kind == "groups" else WINOGRAD)["tiles that do not"])
+    arguments = NumpyNamespace(), p.x.shape, p.w.shape, p.geometry.pad, FLOAT
+    if kind == "tiles":
+        tiles = WinogradTiles(*arguments)
+    else:
+        tiles = winograd.Winograd(*arguments, None)
     both = [np.empty_like(a) for a in (p.x, p.w)]
     tiles.gradients(p.dy, p.x, p.w, *both)
     alone = [np.empty_like(a) for a in (p.x, p.w)]
