@@ -98,7 +98,7 @@ class Patches:
         self, filters: np.ndarray, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None
     ) -> None:
         """y = filters x + bias for each image and group, some columns of pixels at a time."""
-        x = x.reshape(self.images, self.geometry.group, -1, self.pixels)
+        x = x.reshape(self.images, self.geometry.group, filters.shape[2], self.pixels)
         cuts = max(1, min(_CUTS // max(self.images, 1), self.pixels // _COLUMNS))
         width = -(-self.pixels // cuts)
 
