@@ -14,7 +14,7 @@ from distnn.errors import ContextError
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
 pytest.importorskip("ml_dtypes")
 
-from distnn.cpu import amx, bfloat16_affine, high_precision
+from distnn.cpu import amx, amx_matmul, bfloat16_affine, high_precision
 
 needs_tiles = pytest.mark.skipif(not amx.available(), reason="needs a processor with AMX")
 
@@ -41,8 +41,8 @@ def call(name, *leaves):
 
 
 SHAPES = {
-    "affine": [(64, 200), (200, 70), (70,)],
-    "batch_matmul": [(5, 40, 64), (5, 50, 64)],
+    "affine": [(300, 200), (200, 270), (270,)],
+    "batch_matmul": [(5, 300, 140), (5, 270, 140)],
     "convolution": [(33, 20, 9, 7), (40, 20, 3, 3), (40,)],
     "deconvolution": [(33, 40, 5, 4), (40, 20, 3, 3), (20,)],
 }
@@ -69,6 +69,30 @@ def test_errors_against_float64_are_near_those_of_float32(name):
         error, scale = np.sqrt(np.mean((a - e) ** 2)), np.sqrt(np.mean(e**2))
         assert error < 1e-5 * scale
         assert error < 0.02 * np.sqrt(np.mean((b - e) ** 2)) + 1e-6 * scale
+
+
+@needs_tiles
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_products_of_matrices_are_by_tiles(bias, monkeypatch):
+    """However their factors lie: of affine maps one of them is turned over for each gradient."""
+    products = []
+    multiply = amx_matmul.multiply
+    monkeypatch.setattr(amx_matmul, "multiply", lambda *a: products.append(a) or multiply(*a))
+    rng = np.random.default_rng(0)
+    shapes = SHAPES["affine"][: 3 if bias else 2]
+    values = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    exact = results("affine", [v.astype(np.float64) for v in values], "highest", "double")
+    for found, e in zip(results("affine", values, "high"), exact, strict=True):
+        assert np.sqrt(np.mean((found - e) ** 2)) < 1e-5 * np.sqrt(np.mean(e**2))
+    assert len(products) == 3
+
+
+def test_products_of_few_rows_are_those_of_float32():
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(s).astype(np.float32) for s in [(64, 500), (500, 70), (70,)]]
+    found, expected = (results("affine", values, p) for p in ("high", "highest"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @needs_tiles

@@ -2,15 +2,17 @@
 
 Tiles of the left matrix (M, K) lie as (M / 32, K / 32, 2, 16 rows, 32), those of the right one
 (K, N) as (N / 16, K / 32, 16 pairs of rows, 16 columns, 2): as amx.py reads them. Sums are float32,
-and rounded once if the result is bfloat16.
+and rounded once if the result is bfloat16. Of a float32 matrix each number is packed as a sum of
+two of bfloat16 (high_precision.py); the second ones lie behind all first ones.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from ..memory import pool
 from ..threads import parallel_for
@@ -26,7 +28,7 @@ from .amx import (
     release,
     store_square,
 )
-from .bfloat16 import FLOAT32, bits, store
+from .bfloat16 import FLOAT32, bits, load, overload, store
 from .bfloat16_simd import move, store_rounded
 from .compiler import kernel
 from .simd import LANES
@@ -38,13 +40,18 @@ _UINT16 = np.dtype(np.uint16)
 _LEAST = 32_768
 # Of a part that a thread takes: tiles that are packed, and multiplications.
 _PACK_PART = 128
+_BESIDE = 8
 _PRODUCT_PART = 2**24
+# Of packed strips of the left matrix that are multiplied with one of the right before the next:
+# they stay in the second cache; and tiles whose products with corrections follow each other.
+_BAND = 2**19
+_TILES = 4
 
 
 class Side(NamedTuple):
     """A matrix of a product, as it lies in memory."""
 
-    flat: np.ndarray  # all matrices of the batch, as uint16
+    flat: np.ndarray  # all matrices of the batch, as uint16 or in float32
     matrix: int  # elements from matrix to matrix; 0 where one serves all
     stride: int  # from row to row, or from column to column
     across: bool  # neighbours in memory are neighbours of the result's axis, not of the sum's
@@ -60,7 +67,7 @@ def multiply(
 ) -> np.ndarray:
     """out = a @ b + bias: a (..., M, K), b (..., K, N), bias (N,) of float32.
 
-    a and b are of bfloat16, out is of bfloat16 or float32.
+    a and b are both of bfloat16 or both of float32; out is of either.
     """
     rows, depth = a.shape[-2:]
     columns = b.shape[-1]
@@ -72,15 +79,16 @@ def multiply(
     y = bits(target).reshape(-1)
     count = math.prod(batch)
     bias = np.zeros(columns, FLOAT32) if bias is None else bias
+    high = a.dtype == FLOAT32
     if count == 1:
-        _one(left, right, bias, y, sizes)
+        _one(left, right, bias, y, sizes, high)
     else:
         shapes = amx.tile_shapes()
         grain = max(1, _PRODUCT_PART // (rows * depth * columns))
 
         def work(i: int, j: int) -> None:
-            p, q = _memory(sizes)
-            multiply_many(shapes, *left, *right, p, q, bias, y, *sizes, i, j)
+            p, q = _memory(sizes, high)
+            multiply_many(shapes, *left, *right, p, q, bias, y, *sizes, high, i, j)
 
         parallel_for(work, count, grain)
     if target is not out:
@@ -89,14 +97,18 @@ def multiply(
 
 
 def _one(
-    left: Side, right: Side, bias: np.ndarray, y: np.ndarray, sizes: tuple[int, int, int]
+    left: Side,
+    right: Side,
+    bias: np.ndarray,
+    y: np.ndarray,
+    sizes: tuple[int, int, int],
+    high: bool,
 ) -> None:
     """The product of one pair of matrices, on all threads."""
     rows, depth, columns = sizes
     down, beside = _up(rows, PAIR), _up(columns, PAIR)
-    p, q = _memory(sizes)
+    p, q = _memory(sizes, high)
     shapes = amx.tile_shapes()
-    grain = max(1, _PACK_PART // _up(depth, DEPTH))
 
     def pack_left(i: int, j: int) -> None:
         pack(left.flat, 0, left.stride, left.across, True, rows, depth, p, i, j)
@@ -104,20 +116,25 @@ def _one(
     def pack_right(i: int, j: int) -> None:
         pack(right.flat, 0, right.stride, right.across, False, columns, depth, q, i, j)
 
-    parallel_for(pack_left, down, grain)
-    parallel_for(pack_right, beside, grain)
+    parallel_for(pack_left, down, _pack_grain(left, depth))
+    parallel_for(pack_right, beside, _pack_grain(right, depth))
     grain = max(1, _PRODUCT_PART // (PAIR * PAIR * depth))
     parallel_for(
-        lambda i, j: multiply_packed(shapes, p, q, bias, y, 0, rows, depth, columns, i, j),
+        lambda i, j: multiply_packed(shapes, p, q, bias, y, 0, rows, depth, columns, high, i, j),
         down * beside,
         grain,
     )
 
 
-def _memory(sizes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _pack_grain(side: Side, depth: int) -> int:
+    """Pairs of strips that a thread packs at a time; long pieces of rows if it goes along them."""
+    return max(_BESIDE if side.across else 1, _PACK_PART // _up(depth, DEPTH))
+
+
+def _memory(sizes: tuple[int, int, int], high: bool) -> tuple[np.ndarray, np.ndarray]:
     """For the tiles of both matrices."""
     rows, depth, columns = sizes
-    tiles = _up(depth, DEPTH)
+    tiles = _up(depth, DEPTH) * (2 if high else 1)
     left, right = (2 * _up(n, PAIR) * tiles * TILE for n in (rows, columns))
     return aligned(left), aligned(right)
 
@@ -163,23 +180,71 @@ def pack(x, start, stride, across, left, length, depth, out, first, last):
     """
     tiles = -(-depth // DEPTH)
     edge = np.zeros(TILE, np.uint16)
-    for pair in range(first, last):
-        for tile in range(tiles):
-            k = tile * DEPTH
-            deep = min(DEPTH, depth - k)
-            for half in range(2):  # of a line of the cache, if across
-                i = pair * PAIR + half * SIDE
-                wide = min(SIDE, length - i)
-                if left:
-                    place = ((pair * tiles + tile) * 2 + half) * TILE
-                else:
-                    place = ((pair * 2 + half) * tiles + tile) * TILE
-                where = start + k * stride + i if across else start + i * stride + k
-                if wide == SIDE and deep == DEPTH:
-                    _pack_tile(x, where, stride, across, left, out, place)
-                else:
-                    _cut_edge(x, where, stride, across, wide, deep, edge)
-                    _pack_tile(edge, 0, SIDE if across else DEPTH, across, left, out, place)
+    high = np.empty(PAIR * DEPTH, np.uint16)
+    low = np.empty(PAIR * DEPTH, np.uint16)
+    behind = -(-length // PAIR) * 2 * tiles * TILE
+    for part in range((last - first) * tiles):
+        # As far as possible in the order in which x lies in memory.
+        if across:
+            tile, pair = divmod(part, last - first)
+        else:
+            pair, tile = divmod(part, tiles)
+        i, k = (first + pair) * PAIR, tile * DEPTH
+        wide, deep = min(PAIR, length - i), min(DEPTH, depth - k)
+        where = start + k * stride + i if across else start + i * stride + k
+        place, apart = (2 * (first + pair) * tiles + tile) * TILE, tiles * TILE
+        if left:
+            place, apart = ((first + pair) * tiles + tile) * 2 * TILE, TILE
+        _pack_block(
+            x, where, stride, across, left, wide, deep, edge, high, low, out, place, apart, behind
+        )
+
+
+def _pack_block(
+    x: Any, where: Any, stride: Any, across: Any, left: Any, wide: Any, deep: Any, edge: Any,
+    high: Any, low: Any, out: Any, place: Any, apart: Any, behind: Any,
+) -> None:  # fmt: skip
+    """Both tiles of a pair, `apart` from each other; of float32 twice, one `behind` the other."""
+
+
+@overload(_pack_block)
+def _(x, where, stride, across, left, wide, deep, edge, high, low, out, place, apart, behind):
+    return _pack_float32 if x.dtype == types.float32 else _pack_pair
+
+
+def _pack_float32(
+    x, where, stride, across, left, wide, deep, edge, high, low, out, place, apart, behind
+):
+    rows, row, step = (deep, wide, PAIR) if across else (wide, deep, DEPTH)
+    for r in range(rows):
+        begin = where + r * stride
+        _split(x[begin : begin + row], high[r * step :], low[r * step :])
+    _pack_block(high, 0, step, across, left, wide, deep, edge, high, low, out, place, apart, 0)
+    place += behind
+    _pack_block(low, 0, step, across, left, wide, deep, edge, high, low, out, place, apart, 0)
+
+
+def _pack_pair(
+    x, where, stride, across, left, wide, deep, edge, high, low, out, place, apart, behind
+):
+    for half in range(2):  # of a line of the cache, if across
+        some = min(SIDE, wide - half * SIDE)
+        here = where + half * SIDE * (1 if across else stride)
+        target = place + half * apart
+        if some == SIDE and deep == DEPTH:
+            _pack_tile(x, here, stride, across, left, out, target)
+        else:
+            _cut_edge(x, here, stride, across, some, deep, edge)
+            _pack_tile(edge, 0, SIDE if across else DEPTH, across, left, out, target)
+
+
+@kernel
+def _split(x, high, low):
+    """What x is rounded to, and what that leaves."""
+    for k in range(x.size):
+        h = store(x[k])
+        high[k] = h
+        low[k] = store(x[k] - load(h))
 
 
 @kernel
@@ -230,17 +295,30 @@ def put_rows(sums, bias, first, y, start, stride, rows, columns):
 
 
 @kernel
-def multiply_packed(shapes, p, q, bias, y, start, rows, depth, columns, first, last):
+def multiply_packed(shapes, p, q, bias, y, start, rows, depth, columns, high, first, last):
     """Pairs of tiles by pairs, `first` to `last` of the result, of packed matrices."""
     tiles = -(-depth // DEPTH)
-    beside = -(-columns // PAIR)
+    down, beside = -(-rows // PAIR), -(-columns // PAIR)
+    p_low, q_low = down * 2 * tiles * TILE, beside * 2 * tiles * TILE
+    band = max(1, min(down, _BAND // (4 * tiles * TILE)))
     sums = np.empty(PAIR * PAIR, np.float32)
     configure(shapes)
     for part in range(first, last):
-        m, n = divmod(part, beside)
+        above = part // (band * beside) * band
+        here = min(band, down - above)
+        n, m = divmod(part - above * beside, here)
+        m += above
         left, right = m * tiles * 2 * TILE, n * tiles * 2 * TILE
         clear_square()
-        add_square(p, left, 2 * TILE, TILE, q, right, TILE, tiles * TILE, tiles)
+        if high:
+            for k in range(0, tiles, _TILES):
+                some = min(_TILES, tiles - k)
+                a, b = left + k * 2 * TILE, right + k * TILE
+                add_square(p, p_low + a, 2 * TILE, TILE, q, b, TILE, tiles * TILE, some)
+                add_square(p, a, 2 * TILE, TILE, q, q_low + b, TILE, tiles * TILE, some)
+                add_square(p, a, 2 * TILE, TILE, q, b, TILE, tiles * TILE, some)
+        else:
+            add_square(p, left, 2 * TILE, TILE, q, right, TILE, tiles * TILE, tiles)
         store_square(sums, 0, PAIR * LANES)
         place = start + m * PAIR * columns + n * PAIR
         below, beyond = min(PAIR, rows - m * PAIR), columns - n * PAIR
@@ -251,12 +329,12 @@ def multiply_packed(shapes, p, q, bias, y, start, rows, depth, columns, first, l
 @kernel
 def multiply_many(
     shapes, a, a_matrix, a_stride, a_across, b, b_matrix, b_stride, b_across, p, q, bias, y,
-    rows, depth, columns, first, last,
+    rows, depth, columns, high, first, last,
 ):  # fmt: skip
     """Products of a batch, one after the other in the memory p and q."""
     down, beside = -(-rows // PAIR), -(-columns // PAIR)
     for i in range(first, last):
         pack(a, i * a_matrix, a_stride, a_across, True, rows, depth, p, 0, down)
         pack(b, i * b_matrix, b_stride, b_across, False, columns, depth, q, 0, beside)
-        place = i * rows * columns
-        multiply_packed(shapes, p, q, bias, y, place, rows, depth, columns, 0, down * beside)
+        place, squares = i * rows * columns, down * beside
+        multiply_packed(shapes, p, q, bias, y, place, rows, depth, columns, high, 0, squares)

@@ -52,11 +52,12 @@ class Mean(CpuTwin):
         x = specs[0]
         return x is not None and is_bfloat16(x)
 
-    def forward(self, xp: Any, x: Any) -> Any:
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
         function = self.function
         total = array_sum(x, function.axes, function.keepdims)
         count = math.prod(x.shape[i] for i in function.axes)
-        return put(np.divide(total, count, dtype=FLOAT32), xp.empty(total.shape, x.dtype))
+        y = xp.empty(total.shape, x.dtype) if out is None else out
+        return put(np.divide(total, count, dtype=FLOAT32), y)
 
 
 def _sum(x: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -2,22 +2,25 @@
 
 x = h + l, where h is x rounded to bfloat16 and l what that leaves, rounded too. Of a product
 x x' = l h' + h l' + h h' + l l' the last is smaller than the errors of the others, and left out.
-Three products are one sum of three times as many addends, so the kernels are those of bfloat16.
+In convolutions three products are one sum of three times as many addends, so the kernels are those
+of bfloat16; products of matrices pack both parts of each number once (amx_matmul.py). Where
+float32's own kernels are faster they do the work.
 Henry, Tang & Heinecke, arXiv:1904.06376. An infinite number makes NaN.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..function import Function
+from ..function import Function, Spec
 from ..functions.im2col import Geometry
 from ..memory import pool
 from ..threads import parallel_for
-from . import amx_convolution, amx_matmul
+from . import amx_convolution, amx_matmul, bfloat16_affine
 from .backend import NumbaBackend, NumbaNamespace
 from .bfloat16 import FLOAT32, bits, dtype, load, store
 from .bfloat16_affine import uses_tiles
@@ -25,6 +28,16 @@ from .bfloat16_convolution import Convolution, Deconvolution, FilterGradient
 from .compiler import kernel
 
 _PART = 65_536
+# From here on a product of matrices is faster than in float32, which packs no number twice: as many
+# products for each number of either side, and addends.
+_PRODUCTS = 128
+_ADDENDS = 128
+
+
+def pays(rows: int, depth: int, columns: int) -> bool:
+    """Whether tiles multiply (rows, depth) by (depth, columns) faster than float32's kernels."""
+    enough = rows * columns >= _PRODUCTS * (rows + columns) and depth >= _ADDENDS
+    return enough and uses_tiles()
 
 
 class HighNamespace(NumbaNamespace):
@@ -41,13 +54,12 @@ class HighNamespace(NumbaNamespace):
         return results[0] if n == 1 else results[:n]
 
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        if a.dtype != FLOAT32 or not (amx_matmul.suits(a, b) and uses_tiles()):
+        if a.dtype != FLOAT32 or not pays(a.shape[-2], a.shape[-1], b.shape[-1]):
             return super().matmul(a, b, out)
         if out is None:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             out = self.empty((*batch, a.shape[-2], b.shape[-1]), FLOAT32)
-        left, right = split(a, a.ndim - 1, True), split(b, b.ndim - 2, False)
-        return amx_matmul.multiply(left, right, out)
+        return amx_matmul.multiply(a, b, out)
 
 
 class HighTiles:
@@ -102,7 +114,20 @@ class HighFilterGradient(_High, FilterGradient):
     """functions.convolution.FilterGradient."""
 
 
+class HighAffine(bfloat16_affine.Affine):
+    """functions.affine.Affine."""
+
+    @classmethod
+    def suits(cls, function: Any, *specs: Spec | None) -> bool:
+        x, w, *_ = specs
+        assert x is not None
+        assert w is not None
+        rows, depth = math.prod(x.shape[: function.base_axis]), w.shape[0]
+        return x.dtype == FLOAT32 and pays(rows, depth, w.size // max(1, depth))
+
+
 _TWINS: dict[str, Any] = {
+    "Affine": HighAffine,
     "Convolution": HighConvolution,
     "Deconvolution": HighDeconvolution,
     "FilterGradient": HighFilterGradient,
