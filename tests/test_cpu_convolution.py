@@ -197,13 +197,14 @@ def test_images_are_shared_out_without_taking_much_memory(x, filters, sums):
         ({"pad": (1, 1)}, "double", False),
         ({"pad": (1, 1)}, "half", False),
         ({"pad": (1, 1), "stride": (2, 2)}, "float", False),
-        ({"pad": (2, 2), "dilation": (2, 2)}, "float", False),
+        ({"pad": (2, 2), "dilation": (2, 2)}, "float", True),
+        ({"pad": (1, 1), "dilation": (2, 2)}, "float", False),
         ({"pad": (1, 1), "group": 2}, "float", False),
         ({"pad": (1, 1), "channel_last": True}, "float", True),
     ],
     ids=str,
 )
-def test_only_plain_3x3_convolutions_of_float32_take_this_way(
+def test_only_3x3_convolutions_of_float32_with_plain_phases_take_this_way(
     arguments, dtype, taken, monkeypatch, restored
 ):
     calls = []

@@ -14,8 +14,8 @@ from distnn.namespace import NumpyNamespace
 pytest.importorskip("numba", reason="CPU kernels need distnn[cpu]")
 
 from distnn.cpu import pointwise
+from distnn.cpu.pixel_tiles import ROWS
 from distnn.cpu.pointwise import Pointwise
-from distnn.cpu.pointwise_tiles import ROWS
 
 CASES = {
     "rows of one vector": case((2, 20, 3, 5), (18, 20, 1, 1)),
@@ -87,7 +87,20 @@ def test_maps_beyond_32_bits_are_read_where_they_are():
     chunk = 48
     last = -(-pixels // chunk)
     bias = np.ones(1 + ROWS, np.float32)
-    pointwise.multiply(filters.reshape(-1), x, bias, y, 1, 1, rows, pixels, chunk, last - 1, last)
+    pointwise.multiply(
+        filters.reshape(-1),
+        x,
+        np.arange(rows) * pixels,
+        bias,
+        y,
+        1,
+        1,
+        rows,
+        pixels,
+        chunk,
+        last - 1,
+        last,
+    )
     count = pixels - (last - 1) * chunk
     np.testing.assert_array_equal(y[-count:], 1 + 2 * x[-count:])
     assert not y[-count - 40 : -count].any()
@@ -97,5 +110,6 @@ def test_suits_long_maps_and_kernels_of_one_pixel():
     g = Geometry((0, 0), (1, 1), (1, 1), 1)
     assert pointwise.suits(g, (1, 8, 16, 16), (8, 8, 1, 1))
     assert not pointwise.suits(g, (1, 8, 16, 16), (8, 8, 1, 3))
+    assert not pointwise.suits(g, (1, 1024, 16, 16), (256, 1024, 1, 1))
     assert not pointwise.suits(g._replace(pad=(1, 0)), (1, 8, 16, 16), (8, 8, 1, 1))
     assert not pointwise.suits(g._replace(stride=(2, 2)), (1, 8, 16, 16), (8, 8, 1, 1))

@@ -18,7 +18,8 @@ from ..functions.convolution import FilterGradient as NumpyFilterGradient
 from ..functions.convolution_ways import Ways
 from ..functions.im2col import Patches as NumpyPatches
 from ..functions.winograd import possible
-from . import depthwise, pointwise
+from . import depthwise, dilated, direct, pointwise
+from .dilated import Dilated
 from .patches import Patches
 from .simd import LANES
 from .winograd import Winograd
@@ -53,11 +54,17 @@ class _Compiled(Bilinear, by_signature=False):
             ways["compiled depthwise"] = lambda: depthwise.Depthwise(xp, g, x_shape, w_shape)
         if pointwise.suits(g, x_shape, w_shape):
             ways["compiled pointwise"] = lambda: pointwise.Pointwise(xp, g, x_shape, w_shape)
+        if direct.suits(g, x_shape, w_shape):
+            ways["compiled direct"] = lambda: direct.Direct(xp, g, x_shape, w_shape)
         ways["compiled patches"] = lambda: Patches(xp, g, x_shape, w_shape)
         if self.is_plain_3x3(w_shape) and possible(x_shape, g.pad):
             winograd: Ways = {"compiled Winograd": lambda: Winograd(xp, x_shape, w_shape, g.pad)}
             pays = _pays(x_shape, w_shape, g.pad)
             ways = winograd | ways if pays else ways | winograd
+        elif dilated.suits(g, x_shape, w_shape):
+            by_phases: Ways = {"compiled phases": lambda: Dilated(xp, g, x_shape, w_shape)}
+            pays = _pays(*dilated.phases(g, x_shape, w_shape))
+            ways = by_phases | ways if pays else ways | by_phases
         ways["patches"] = lambda: NumpyPatches(xp, g, x_shape, w_shape, dtype)
         return ways
 

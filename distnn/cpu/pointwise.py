@@ -16,29 +16,27 @@ from ..functions.im2col import Geometry
 from ..threads import parallel_for
 from .compiler import kernel
 from .panels import fetch
-from .pointwise_tiles import (
+from .pixel_tiles import (
     ROWS,
     VECTORS,
-    filters_1,
-    filters_2,
-    filters_3,
-    maps_1,
-    maps_2,
-    maps_3,
+    cut_filters,
+    multiply_row,
+    multiply_tile,
+    transpose,
+    vectors_of,
 )
-from .simd import LANES, fetch_rows, load_transposed, store
+from .simd import LANES
 from .twin import flat
 
 # Addends that are added up in registers: channels of a product, and pixels of dw.
 _DEPTH, _PIXELS = 128, 256
 _CALLS = 24  # of kernels at most: each begins under Python's lock
-_AHEAD = 256  # how far before its use a map's element is fetched that is read in order
 # Rows of a part of dw, and how many parts there should be.
 _SUM_ROWS = 256
 _PARTS = 8
 _WIDE = 256  # filters for which it pays to transpose maps of x
 # Maps may be shorter where patches are laid out; larger filters pass by too often, BLAS is faster.
-_LEAST_PIXELS, _MOST_WEIGHTS = 128, 2**18
+_LEAST_PIXELS, _MOST_WEIGHTS = 128, 2**17
 
 
 def suits(geometry: Geometry, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> bool:
@@ -53,32 +51,11 @@ def suits(geometry: Geometry, x_shape: tuple[int, ...], w_shape: tuple[int, ...]
 
 
 @kernel
-def _vectors(length):
-    """How many vectors the next tile has, of so many numbers that are left."""
-    left = -(-length // LANES)
-    if VECTORS == 1 or left == 1:
-        return 1
-    return 2 if left in (2, 4) else 3
-
-
-@kernel
-def cut_filters(w, filters, rows, depth, row, column, start, stop):
-    """Filters (rows, depth), in w so far apart, as (rows / ROWS, depth, ROWS); parts are tiles."""
-    tiles = -(-rows // ROWS)
-    for part in range(start, stop):
-        group, tile = divmod(part, tiles)
-        for i in range(ROWS):
-            r = tile * ROWS + i
-            source, target = group * rows * depth + r * row, part * depth * ROWS + i
-            for k in range(depth):
-                filters[target + k * ROWS] = w[source + k * column] if r < rows else 0
-
-
-@kernel
-def multiply(filters, x, bias, out, groups, rows, depth, pixels, chunk, start, stop):
+def multiply(filters, x, places, bias, out, groups, rows, depth, pixels, chunk, start, stop):
     """out = filters x + bias; parts number the maps' images and groups x chunks of pixels.
 
-    filters (groups, rows / ROWS, depth, ROWS), x (*, depth, pixels), out (*, rows, pixels)
+    filters (groups, rows / ROWS, depth, ROWS), x (*, depth, pixels), out (*, rows, pixels); places
+    says where the maps of a group begin.
     """
     chunks = -(-pixels // chunk)
     tiles = -(-rows // ROWS)
@@ -89,7 +66,7 @@ def multiply(filters, x, bias, out, groups, rows, depth, pixels, chunk, start, s
         group = image % groups
         p, last = number * chunk, min((number + 1) * chunk, pixels)
         while p < last:
-            vectors = _vectors(last - p)
+            vectors = vectors_of(last - p)
             few = min(vectors * LANES, last - p)
             lanes = few - (vectors - 1) * LANES
             source, target = image * depth * pixels + p, image * rows * pixels + p
@@ -103,20 +80,17 @@ def multiply(filters, x, bias, out, groups, rows, depth, pixels, chunk, start, s
                         following += pixels
                     r = tile * ROWS
                     f = (group * tiles + tile) * depth * ROWS + k * ROWS
-                    a, c, b = source + k * pixels, target + r * pixels, group * rows + r
-                    h = min(ROWS, rows - r)
-                    if vectors == 3:
-                        filters_3(filters, f, x, a, pixels, bias, b, out, c, count, h, lanes, add)
-                    elif vectors == 2:
-                        filters_2(filters, f, x, a, pixels, bias, b, out, c, count, h, lanes, add)
-                    else:
-                        filters_1(filters, f, x, a, pixels, bias, b, out, c, count, h, lanes, add)
+                    c, b, h = target + r * pixels, group * rows + r, min(ROWS, rows - r)
+                    multiply_tile(
+                        vectors, filters, f, x, source, places, k, bias, b, out, c, pixels,
+                        count, h, lanes, add,
+                    )  # fmt: skip
             p += few
 
 
 @kernel
 def multiply_maps(
-    left, right, rows, columns, groups, images, pixels, shares, room, out, start, stop
+    left, right, places, rows, columns, groups, images, pixels, shares, room, out, start, stop
 ):
     """left right^T, summed over images; parts number groups x parts of rows x shares of images.
 
@@ -137,46 +111,13 @@ def multiply_maps(
             for p in range(0, pixels, _PIXELS):
                 count = min(_PIXELS, pixels - p)
                 add = 1 if image > begin or p else 0
-                first = matrix * columns * pixels + p
-                _transpose(right, first, columns, pixels, count, room, distance)
+                transpose(
+                    right, matrix * columns * pixels + p, columns, pixels, count, room, distance
+                )
+                a = matrix * rows * pixels + p
                 for r in range(row, min(row + _SUM_ROWS, rows), ROWS):
-                    h = min(ROWS, rows - r)
-                    a = (matrix * rows + r) * pixels + p
-                    column = 0
-                    while column < columns:
-                        vectors = _vectors(columns - column)
-                        few = min(vectors * LANES, columns - column)
-                        lanes = few - (vectors - 1) * LANES
-                        b, c = column // LANES * distance, target + r * columns + column
-                        if vectors == 3:
-                            maps_3(
-                                left, a, pixels, room, b, distance, out, c, columns, count, h,
-                                lanes, add,
-                            )  # fmt: skip
-                        elif vectors == 2:
-                            maps_2(
-                                left, a, pixels, room, b, distance, out, c, columns, count, h,
-                                lanes, add,
-                            )  # fmt: skip
-                        else:
-                            maps_1(
-                                left, a, pixels, room, b, distance, out, c, columns, count, h,
-                                lanes, add,
-                            )  # fmt: skip
-                        column += few
-
-
-@kernel
-def _transpose(maps, start, rows, pixels, count, room, distance):
-    """Pixels of maps as (rows / 16, count, 16), blocks so far apart."""
-    for r in range(0, rows, LANES):
-        target = r // LANES * distance
-        for p in range(0, count, LANES):
-            place = start + r * pixels + p
-            fetch_rows(maps, place + _AHEAD, pixels, 0)
-            values = load_transposed(maps, place, pixels, rows - r, count - p)
-            for j in range(LANES):
-                store(room, target + (p + j) * LANES, values[j])
+                    h, c = min(ROWS, rows - r), target + r * columns
+                    multiply_row(left, a, places, r, room, out, c, distance, columns, count, h, add)
 
 
 class Pointwise:
@@ -248,10 +189,10 @@ class Pointwise:
         bias = np.zeros(self.groups * rows + ROWS, np.float32)
         if b is not None:
             bias[: b.size] = b.reshape(-1)
-        parts = maps * -(-pixels // chunk)
+        places, parts = np.arange(depth) * pixels, maps * -(-pixels // chunk)
         parallel_for(
             lambda i, j: multiply(
-                filters, source, bias, target, self.groups, rows, depth, pixels, chunk, i, j
+                filters, source, places, bias, target, self.groups, rows, depth, pixels, chunk, i, j
             ),
             parts,
             max(1, parts // _CALLS),
@@ -270,14 +211,15 @@ class Pointwise:
         parts = self.groups * -(-rows // _SUM_ROWS)
         share = -(-self.images // min(self.images, -(-_PARTS // parts)))
         shares = -(-self.images // share)
+        places = np.arange(rows) * self.pixels
         direct = by_filters and shares == 1
         out = dw.reshape(-1) if direct else self._empty(shares * dw.size)
 
         def work(i: int, j: int) -> None:
             room = self._empty(-(-columns // LANES) * (_PIXELS + 1) * LANES)
             multiply_maps(
-                left, right, rows, columns, self.groups, self.images, self.pixels, shares, room,
-                out, i, j,
+                left, right, places, rows, columns, self.groups, self.images, self.pixels, shares,
+                room, out, i, j,
             )  # fmt: skip
 
         parallel_for(work, parts * shares, -(-parts * shares // _CALLS))
