@@ -192,8 +192,16 @@ def _backward_rules(text: Text, step: BackwardStep, setup: Setup, outer: Sequenc
 
 def _deliver(text: Text, c: Contribution, out: str, own: str, added: set[int]) -> None:
     """Write or add a gradient; `own` says whether nobody else refers to it."""
-    if c.leaf:
-        text.add(f"add_to_leaf(grads[{c.slot}], {out}, {c.first}, backend)")
+    if c.leaf and c.first:
+        text.add(
+            f"s = grads[{c.slot}]._storage",
+            f"if s.zeroing and s.array is {out}:",  # it was written where it belongs
+            "    s.written()",
+            "else:",
+            f"    add_to_leaf(grads[{c.slot}], {out}, True, backend)",
+        )
+    elif c.leaf:
+        text.add(f"add_to_leaf(grads[{c.slot}], {out}, False, backend)")
     elif c.slot not in added:
         text.add(f"w{c.slot} = {own}", f"g{c.slot} = {out}")
         added.add(c.slot)

@@ -22,7 +22,7 @@ from .context import (
 )
 from .errors import ArgumentError, DtypeError, GraphError
 from .function import Function, prepare
-from .graph import Node, Value, needs
+from .graph import Node, Value, needs, shapes_of
 from .hooks import NO_HOOKS, function_hooks
 from .ndarray import NdArray
 from .recompute import is_recomputing, marked
@@ -66,24 +66,27 @@ def call(function: Function, *inputs: Any, **operands: Any) -> Any:
             f"[{function.name}] got operands {sorted(operands)} but takes "
             f"{sorted(declaration.operands)}"
         )
-    shapes = tuple([None if v is None else v.shape for v in values])
-    setup = prepare(function, shapes, current_backend())
     sources = tuple(values)
     if declaration.updates:
         _mark_volatile(function, sources)
+    backend, recording = current_backend(), is_recording()
+    if (
+        get_auto_forward()
+        and is_deferring()
+        and not imperative
+        and function_hooks(_NO_HOOKS) is NO_HOOKS
+    ):
+        results = current_record().add(function, backend, sources, operands, recording)
+        if results is not None:
+            return results[0] if len(results) == 1 else tuple(results)
+    setup = prepare(function, shapes_of(sources), backend)
     if imperative:
         need = (False,) * len(sources)
         return _computed(Node(setup, sources, operands, True, need), recording=False, arrays=True)
-    recording = is_recording()
     need = needs(setup, sources) if recording else (False,) * len(sources)
     if get_auto_forward():
-        node = Node(setup, sources, operands, True, need)
-        if is_deferring() and function_hooks(_NO_HOOKS) is NO_HOOKS:
-            record = current_record()
-            if record.takes(setup, sources):
-                results = record.add(node, recording)
-                return results[0] if len(results) == 1 else tuple(results)
         compute_recorded()
+        node = Node(setup, sources, operands, True, need)
         return _computed(node, recording, arrays=False)
     node = Node(setup, sources, operands, False, need)
     outputs = []

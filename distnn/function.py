@@ -305,6 +305,7 @@ class Setup:
         "implementation",
         "index_names",
         "input_shapes",
+        "n_outputs",
         "outputs",
         "results",
         "scratch",
@@ -331,6 +332,7 @@ class Setup:
         options = {"dtype": backend.dtype} if declaration.wants_dtype else {}
         results = function.setup(*specs, **options)
         self.results: tuple[Spec, ...] = results if isinstance(results, tuple) else (results,)
+        self.n_outputs = len(declaration.outputs)
         self.outputs = self.results[: self.n_outputs]  # those that users see
         inputs = (backend.dtype if spec is None else spec.dtype for spec in specs)
         self.dtypes = (*inputs, *(spec.dtype for spec in self.results))  # by position
@@ -350,10 +352,6 @@ class Setup:
             return _INDEX
         updated = name in self.declaration.updates
         return self.backend.update_dtype if updated else self.backend.dtype
-
-    @property
-    def n_outputs(self) -> int:
-        return len(self.declaration.outputs)
 
     @property
     def recomputed_from(self) -> list[int]:

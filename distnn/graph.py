@@ -606,6 +606,11 @@ def nodes_of(roots: Iterable[Value]) -> list[Node]:
     return sorted(seen, key=lambda node: node.order)
 
 
+def shapes_of(sources: Sequence[Value | None]) -> tuple[tuple[int, ...] | None, ...]:
+    """The shapes of a call's inputs, by which its setup is found."""
+    return tuple([None if value is None else value.shape for value in sources])
+
+
 def needs(setup: Setup, sources: Sequence[Value | None]) -> tuple[bool, ...]:
     """For each input, whether a gradient is to be computed for it."""
     found = []

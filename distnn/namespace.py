@@ -84,7 +84,8 @@ class NumpyNamespace:
 
         `{value}` in the message stands for the first wrong index, `{wrong}` for how many are.
         """
-        if indices.size and (int(indices.min()) < low or int(indices.max()) > high):
+        flat = indices.reshape(-1)  # NumPy's methods min and max are Python, which costs more
+        if flat.size and not low <= np.minimum.reduce(flat) <= np.maximum.reduce(flat) <= high:
             raise_label_error(indices[(indices < low) | (indices > high)], message)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:

@@ -220,7 +220,19 @@ def get_parameter_or_create(
     *scopes, leaf = _parts(name)
     scope, path = _below("/".join(scopes)) if scopes else _current_scope()
     parameter = scope.get(leaf)
-    if parameter is None:
+    if isinstance(parameter, Variable):
+        value = parameter._value
+        if shape is not None and value.shape != shape and value.shape != tuple(shape):
+            raise ParameterError(
+                f"[get_parameter_or_create] {name!r} exists with shape {parameter.shape} but "
+                f"shape {tuple(shape)} is asked for; use another parameter_scope, or "
+                "nn.clear_parameters()"
+            )
+        if value.need is not need_grad:
+            parameter.need_grad = need_grad
+    elif parameter is not None:
+        raise ParameterError(f"[get_parameter_or_create] {name!r} is a scope, not a parameter")
+    else:
         if shape is None:
             if not isinstance(initializer, np.ndarray):
                 raise ParameterError(
@@ -230,14 +242,4 @@ def get_parameter_or_create(
             shape = initializer.shape
         parameter = create_parameter(path + leaf, shape, initializer, need_grad)
         scope[leaf] = parameter
-    elif not isinstance(parameter, Variable):
-        raise ParameterError(f"[get_parameter_or_create] {name!r} is a scope, not a parameter")
-    elif shape is not None and parameter.shape != tuple(shape):
-        raise ParameterError(
-            f"[get_parameter_or_create] {name!r} exists with shape {parameter.shape} but "
-            f"shape {tuple(shape)} is asked for; use another parameter_scope, or "
-            "nn.clear_parameters()"
-        )
-    elif parameter.need_grad != need_grad:
-        parameter.need_grad = need_grad
     return parameter.get_unlinked_variable(need_grad if as_need_grad is None else as_need_grad)

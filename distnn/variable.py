@@ -307,11 +307,10 @@ class Variable:
             need_grad: of the new Variable; None takes this one's.
         """
         own = self._value
-        value = Value(
-            own.shape, own.need_grad if need_grad is None else _check_need_grad(need_grad)
-        )
+        need = own.need_grad if need_grad is None else _check_need_grad(need_grad)
+        value = Value(own.shape, need)
         value._data, value._grad, value.name = own.data, own.grad, own.name
-        return Variable._of(value)
+        return Variable._of(value, value._data)
 
     unlinked = get_unlinked_variable
 

@@ -15,8 +15,10 @@ import distnn as nn
 import distnn.functions as F
 import distnn.parametric_functions as PF
 import distnn.solvers as S
+from distnn import record
 from distnn.context import World, current_backend, world_scope
 from distnn.errors import ClearedError, LabelError, ShapeError
+from distnn.functions.reduction import Sum
 
 
 def leaf(values, need_grad=True):
@@ -28,10 +30,10 @@ def leaf(values, need_grad=True):
 @pytest.fixture
 def executions(monkeypatch):
     """Names of functions, as they are computed one by one."""
-    from distnn import record
+    from distnn import recorded_calls
     from distnn.graph import Node
 
-    record._structures.clear()  # what was seen before runs as a program
+    recorded_calls._structures.clear()  # what was seen before runs as a program
     found = []
     execute = Node.execute
     monkeypatch.setattr(
@@ -187,6 +189,59 @@ def test_what_nobody_can_see_is_not_computed(monkeypatch):
         computed.clear()
         assert_same(run(True), expected)
     assert len(computed) == 1
+
+
+# -- calls that are known again --------------------------------------------------------------------
+
+
+def test_a_value_read_twice_is_no_pair_of_values():
+    x, y = leaf([2.0, 3.0]), leaf([5.0, 7.0])
+    for first, second in [(x, x), (x, y), (x, x), (x, y), (y, x)]:
+        with nn.auto_forward():
+            z = F.mul2(first, second)
+        np.testing.assert_array_equal(z.d, first.d * second.d)
+
+
+def test_a_leaf_that_is_frozen_later():
+    x, y = leaf([2.0, 3.0]), leaf([5.0, 7.0])
+    for frozen in (False, True, False, True, True):
+        x.need_grad = not frozen
+        x.g, y.g = 0, 0
+        with nn.auto_forward():
+            z = F.sum(F.mul2(F.tanh(x), y))
+        z.backward(clear_buffer=True)
+        slope = 0 if frozen else (1 - np.tanh(x.d) ** 2) * y.d
+        np.testing.assert_allclose(x.g, slope, rtol=1e-6)
+        np.testing.assert_allclose(y.g, np.tanh(x.d), rtol=1e-6)
+
+
+def test_functions_that_live_for_one_call():
+    x = leaf(np.arange(6.0).reshape(2, 3))
+    for axis in (0, 1, 0, 1, 1, 0) * 3:
+        with nn.auto_forward():
+            y = Sum((axis,), False)(x)  # not the interned one: ids come again
+        np.testing.assert_array_equal(y.d, x.d.sum(axis))
+
+
+def test_the_tree_of_calls_is_bounded(monkeypatch):
+    monkeypatch.setattr(record, "_tree", record._Tree())
+    monkeypatch.setattr(record, "_MOST_STEPS", 5)
+    x = leaf([0.5])
+    for length in (*range(1, 9), 2, 3, 2):
+        with nn.auto_forward():
+            y = x
+            for _ in range(length):
+                y = F.tanh(y)
+        expected = x.d
+        for _ in range(length):
+            expected = np.tanh(expected)
+        np.testing.assert_allclose(y.d, expected, rtol=1e-6)
+        steps, waiting = 0, [record._tree.root]
+        while waiting:
+            found = [*waiting.pop().next.values()]
+            steps += len(found)
+            waiting += found
+        assert steps <= 6
 
 
 # -- the same as at once ---------------------------------------------------------------------------
