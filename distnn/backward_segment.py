@@ -132,7 +132,7 @@ class _Backward:
         self._nodes = list(dict.fromkeys([*(step.node for step in steps), *again]))
         if not all(nodes[k].is_intact() for k in self._nodes):
             raise Refused("", for_ever=False)  # the program says why
-        self._operands = [dict(nodes[k].operands) for k in self._nodes]
+        self._operands = {k: dict(nodes[k].operands) for k in self._nodes if nodes[k].operands}
         self._told = told
         backend = site.backend
         self._inputs: list[tuple[_Read, Input]] = []
@@ -183,6 +183,7 @@ class _Backward:
         )
         for _, each in self._inputs:
             each.is_recorded()
+        self._brought = [entry for entry in self._inputs if not entry[1].stays]
 
     def _stand_in_reads(
         self,
@@ -227,8 +228,9 @@ class _Backward:
         for k in self._nodes:
             if not nodes[k].is_intact():
                 return PLACES
-        if [nodes[k].operands for k in self._nodes] != self._operands:
-            return NUMBERS
+        for k, operands in self._operands.items():
+            if nodes[k].operands != operands:
+                return NUMBERS
         if not self.recording.usable or (told is not None) != self._told:
             return PLACES
         if [grads[slot]._offset for slot in self._numbers] != self._offsets:
@@ -249,7 +251,7 @@ class _Backward:
         told: Callable[[Storage], None] | None,
         clear: Callable[[int], None],
     ) -> None:
-        for read, each in self._inputs:
+        for read, each in self._brought:
             each.bring(read.find(nodes))
         if self._words is not None:
             self._words.set(words_of(nodes[k].same_random() for k in self._randoms))

@@ -495,7 +495,8 @@ class Execution:
             grads += [None] * self.plan.n_slots
             for slot in self.plan.gradients:
                 grads[slot] = self.leaves[slot].grad
-        bound = self._bound((True,), steps)
+        # A graph that runs once is asked only for what is let go.
+        bound = None if self.nodes[0].eager else self._bound((True,), steps)
         reason = "backward(clear_buffer=True) freed it; set persistent=True to keep it"
         if callbacks:
             coming = [grads[s]._storage for step in steps for s in step.ready]
@@ -503,7 +504,8 @@ class Execution:
                 callback.begin(coming, self.plan)
 
         def clear(number: int) -> None:
-            _clear(bound[number][2], reason)
+            step = steps[number]
+            _clear(self._values(step.clears) if bound is None else bound[number][2], reason)
 
         def tell(storage: Storage) -> None:
             for callback in callbacks:

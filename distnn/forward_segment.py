@@ -64,7 +64,7 @@ class _Forward:
     ) -> None:
         refuse_what_cannot(plan)
         self._backend = site.backend
-        self._operands = [dict(node.operands) for node in nodes]
+        self._operands = {k: dict(n.operands) for k, n in enumerate(nodes) if n.operands}
         self._inputs: list[tuple[int, Input]] = []
         self.aliases: list[int] = []  # calls whose output is their input's memory
         self.updates: list[int] = []  # calls that change inputs
@@ -75,6 +75,7 @@ class _Forward:
         self._results = self._recorded(site, plan, program, nodes, data, storages)
         for _, each in self._inputs:
             each.is_recorded()
+        self._brought = [entry for entry in self._inputs if not entry[1].stays]
         self._unheld = _references(self._results) if lent else None
         # What no gradient reads is copied for those who hold it: they may hold it for long.
         read = {id(array._storage) for arrays in kept for array in arrays}
@@ -144,8 +145,9 @@ class _Forward:
         storages: Sequence[Any],
         kept: Sequence[Any],
     ) -> str:
-        if [node.operands for node in nodes] != self._operands:
-            return NUMBERS
+        for k, operands in self._operands.items():
+            if nodes[k].operands != operands:
+                return NUMBERS
         if not self.recording.usable:
             return PLACES
         for slot, each in self._inputs:
@@ -162,7 +164,7 @@ class _Forward:
         storages: Sequence[Any],
         kept: Sequence[Any],
     ) -> None:
-        for slot, each in self._inputs:
+        for slot, each in self._brought:
             each.bring(data[slot])
         if self._words is not None:
             self._words.set(words_of(nodes[k].random() for k in self._randoms))
