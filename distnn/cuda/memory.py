@@ -13,6 +13,7 @@ from ..capture import drop_all
 from ..errors import DeviceMemoryError
 from ..graph import Node
 from ..ndarray import NdArray
+from .transfer import let_go_of_landings
 
 _LARGEST = 5  # functions that an error names
 
@@ -26,7 +27,7 @@ def install() -> None:
         try:
             return allocate(size)  # the pool frees what it caches and tries again before it raises
         except cupy.cuda.memory.OutOfMemoryError:
-            if drop_all():  # CUDA graphs hold memory that is not in use now
+            if let_go_of_landings() or drop_all():  # what they hold is not in use now
                 return malloc(size)
             raise DeviceMemoryError(_report(size)) from None
 

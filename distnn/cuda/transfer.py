@@ -1,14 +1,16 @@
 """Values between the host and a device, and between devices.
 
 Batches go up through a ring of page-locked buffers on a stream of their own: the host is free as
-soon as it has written the buffer, and the compute stream waits for the copy, not the host.
+soon as it has written the buffer, and the compute stream waits for the copy, not the host. They
+land in memory that was a batch's before, while the device still works on the last one.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import cupy
@@ -23,6 +25,7 @@ from . import labels
 # Arrays below this go up with an ordinary copy: the driver stages them itself.
 _SMALLEST_STAGED = 64 * 1024
 _BUFFERS = 3  # being filled, being copied, and one of the batch before
+_LANDINGS = 4  # that are kept: images and labels, or two of images, of the batch before
 
 
 def copy(target: Any, source: Any) -> None:
@@ -81,11 +84,11 @@ def from_dlpack(tensor: Any) -> Any:
 
 
 def _uploaded(array: np.ndarray, dtype: np.dtype) -> Any:
+    nbytes = array.size * dtype.itemsize
+    if nbytes >= _SMALLEST_STAGED:
+        return _ring(cupy.cuda.runtime.getDevice()).uploaded(array, dtype)
     target = cupy.empty(array.shape, dtype)
-    if target.nbytes < _SMALLEST_STAGED:
-        target.set(np.asarray(array, dtype, order="C"))
-    else:
-        _ring(cupy.cuda.runtime.getDevice()).upload(array, target)
+    target.set(np.asarray(array, dtype, order="C"))
     return target
 
 
@@ -95,24 +98,33 @@ def _ring(device: int) -> _Ring:
 
 
 class _Ring:
-    """Page-locked buffers, each with the event at which its copy is over."""
+    """Page-locked buffers, each with the event at which its copy is over, and landings.
+
+    A landing is memory of the device to which values go up. When nobody has it any more it is kept,
+    with an event: work that was queued until then may still read it. The next batch lands in it
+    while the device works on the last one.
+    """
 
     def __init__(self) -> None:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._buffers: deque[tuple[Any, Any]] = deque()
+        self._landings: deque[tuple[int, Any, Any]] = deque()  # bytes, memory, event
 
-    def upload(self, array: np.ndarray, target: Any) -> None:
-        """target = array, converted; the host waits only for a buffer that is still in use."""
-        memory = self._buffer(target.nbytes)
-        staged = np.frombuffer(memory, target.dtype, math.prod(array.shape)).reshape(array.shape)
+    def uploaded(self, array: np.ndarray, dtype: np.dtype) -> Any:
+        """The values in device memory; the host waits only for a buffer that is still in use."""
+        nbytes = array.size * dtype.itemsize
+        memory = self._buffer(nbytes)
+        staged = np.frombuffer(memory, dtype, array.size).reshape(array.shape)
         np.copyto(staged, array, "unsafe")
         compute = cupy.cuda.get_current_stream()
-        # The target's memory may still be read by work that was queued when it was another array.
-        self._stream.wait_event(compute.record())
-        target.data.copy_from_host_async(memory.ptr, target.nbytes, self._stream)
+        chunk, free = self._landing(nbytes, compute)
+        landing = cupy.cuda.MemoryPointer(_Landing(self, chunk, nbytes, compute), 0)
+        self._stream.wait_event(free)
+        landing.copy_from_host_async(memory.ptr, nbytes, self._stream)
         copied = self._stream.record()
         compute.wait_event(copied)
         self._buffers.append((memory, copied))
+        return cupy.ndarray(array.shape, dtype, landing)
 
     def _buffer(self, nbytes: int) -> Any:
         """A buffer whose last copy is over."""
@@ -122,3 +134,42 @@ class _Ring:
             if memory.size() >= nbytes:
                 return memory
         return cupy.cuda.alloc_pinned_memory(nbytes)
+
+    def _landing(self, nbytes: int, compute: Any) -> tuple[Any, Any]:
+        """Memory, and the event after which nobody reads what it held."""
+        for found in list(self._landings):
+            if found[0] == nbytes:
+                with suppress(ValueError):  # another thread has taken it
+                    self._landings.remove(found)
+                    return found[1:]
+        # Work that was queued when this was another array may still use it.
+        return cupy.cuda.alloc(nbytes), compute.record()
+
+    def give_back(self, nbytes: int, chunk: Any, free: Any) -> None:
+        self._landings.append((nbytes, chunk, free))
+        if len(self._landings) > _LANDINGS:
+            self._landings.popleft()
+
+    def let_go(self) -> bool:
+        """Free the landings that nobody has; whether there were any."""
+        found = bool(self._landings)
+        self._landings.clear()
+        return found
+
+
+class _Landing(cupy.cuda.UnownedMemory):
+    """A landing while somebody has it."""
+
+    def __init__(self, ring: _Ring, chunk: Any, nbytes: int, compute: Any) -> None:
+        super().__init__(chunk.ptr, nbytes, chunk, cupy.cuda.runtime.getDevice())
+        self._own = ring, chunk, compute
+
+    def __del__(self) -> None:
+        ring, chunk, compute = self._own
+        if not sys.is_finalizing():
+            ring.give_back(self.size, chunk, compute.record())
+
+
+def let_go_of_landings() -> bool:
+    """Free the memory that waits for batches on the current device; whether there was any."""
+    return _ring(cupy.cuda.runtime.getDevice()).let_go()

@@ -160,6 +160,7 @@ def _raise_early_frees() -> None:
 
 
 def _history(memory: BaseMemory) -> _History:
+    memory = memory.allocation  # parts of it that others hand out have its history
     history = _histories.get(memory)
     if history is None:
         history = _histories[memory] = _History(getattr(memory, "stream", 0))
