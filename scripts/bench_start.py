@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"small network": 2, "seed network": 30}  # layers
 BATCH = 256
+GATES = {"first": 20.0, "later": 1.5}  # seconds that a start may cost
 
 
 def start(depth: int) -> dict[str, float]:
@@ -97,6 +98,8 @@ def main() -> None:
             "first": first,
             "later": {key: median(found[key] for found in later) for key in first},
         }
+        kinds = report[name]
+        kinds["gates_met"] = {kind: kinds[kind]["start"] <= gate for kind, gate in GATES.items()}
     print(json.dumps(rounded(report)))
 
 
