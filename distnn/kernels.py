@@ -74,12 +74,19 @@ def _check(where: str, kernels: object) -> None:
 
 def numba_problem() -> str | None:
     """Why Numba is of no use, as far as that can be told without importing it; None if it is."""
-    try:
-        version = importlib.metadata.version("numba")
-    except importlib.metadata.PackageNotFoundError:
+    version = numba_version()
+    if version is None:
         return "Numba is not installed"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     return None if numbers >= _LEAST else f"Numba {version} is too old"
+
+
+def numba_version() -> str | None:
+    """The installed version, without importing it."""
+    try:
+        return importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache

@@ -7,14 +7,13 @@ libraries are a warning, since many clusters are mixed; where bits are promised 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 
 from .. import autotune, processor
 from ..context import Context, get_current_context
 from ..errors import CommunicatorError, MissingExtraError
-from ..kernels import get_cpu_kernels, numba_problem
+from ..kernels import get_cpu_kernels, numba_problem, numba_version
 from .header import by_rank
 from .transport import Transport
 
@@ -75,5 +74,5 @@ def described() -> dict[str, str]:
         **processor.libraries(),
     }
     if problem is None and kernels == "numba":
-        found["Numba"] = importlib.metadata.version("numba")
+        found["Numba"] = str(numba_version())
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import autotune, processor
+from ..kernels import numba_version
 from .im2col import Geometry
 
 Ways = dict[str, Callable[[], Any]]  # by name; the first is expected to be the fastest
@@ -59,4 +60,6 @@ def _timed(
 def _cpu() -> str:
     from .. import __version__
 
-    return ", ".join([f"distnn {__version__}", processor.model(), *processor.libraries().values()])
+    facts = {"distnn": __version__, "processor": processor.model(), **processor.libraries()}
+    facts["Numba"] = numba_version() or "not there"
+    return ", ".join(f"{name} {fact}" for name, fact in facts.items())
