@@ -37,14 +37,14 @@ def call(name, *leaves):
     if name == "batch_matmul":
         return F.batch_matmul(*leaves, transpose_b=True)
     function = F.convolution if name == "convolution" else F.deconvolution
-    return function(*leaves, pad=(1, 1), stride=(2, 2))
+    return function(*leaves, pad=(2, 2))
 
 
 SHAPES = {
-    "affine": [(300, 200), (200, 270), (270,)],
-    "batch_matmul": [(5, 300, 140), (5, 270, 140)],
-    "convolution": [(33, 20, 9, 7), (40, 20, 3, 3), (40,)],
-    "deconvolution": [(33, 40, 5, 4), (40, 20, 3, 3), (20,)],
+    "affine": [(420, 410), (410, 430), (430,)],
+    "batch_matmul": [(2, 420, 410), (2, 430, 410)],
+    "convolution": [(33, 36, 9, 7), (40, 36, 5, 5), (40,)],
+    "deconvolution": [(33, 40, 5, 6), (40, 36, 5, 5), (36,)],
 }
 
 
@@ -93,6 +93,33 @@ def test_products_of_few_rows_are_those_of_float32():
     found, expected = (results("affine", values, p) for p in ("high", "highest"))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    ("w", "stride", "dilation", "tiles"),
+    [
+        ((64, 64, 5, 5), 1, 1, True),
+        ((64, 64, 3, 3), 1, 2, True),
+        ((64, 64, 3, 3), 1, 1, False),  # Winograd's
+        ((64, 64, 3, 3), 2, 1, False),
+        ((64, 64, 1, 1), 1, 1, False),
+        ((64, 3, 7, 7), 1, 1, False),
+    ],
+)
+def test_convolutions_are_by_tiles_where_that_is_faster(w, stride, dilation, tiles, monkeypatch):
+    seen = []
+    forward = high_precision.HighTiles.forward
+    monkeypatch.setattr(
+        high_precision.HighTiles, "forward", lambda *a: seen.append(a) or forward(*a)
+    )
+    x = np.ones((32, w[1], 9, 9), np.float32)
+    with context():
+        leaves = [nn.Variable.from_numpy_array(v) for v in (x, np.ones(w, np.float32))]
+        y = F.convolution(*leaves, stride=(stride,) * 2, dilation=(dilation,) * 2)
+        y.forward()
+    assert bool(seen) == tiles
+    np.testing.assert_allclose(y.d, w[1] * w[2] * w[3], rtol=1e-5)
 
 
 @needs_tiles

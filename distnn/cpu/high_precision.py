@@ -30,8 +30,11 @@ from .compiler import kernel
 _PART = 65_536
 # From here on a product of matrices is faster than in float32, which packs no number twice: as many
 # products for each number of either side, and addends.
-_PRODUCTS = 128
+_PRODUCTS = 200
 _ADDENDS = 128
+# And a convolution: taps for each pixel of x, and channels and filters, which fill tiles.
+_TAPS = 9
+_CHANNELS = 32
 
 
 def pays(rows: int, depth: int, columns: int) -> bool:
@@ -95,6 +98,14 @@ class _High:
     """What the three twins share."""
 
     geometry: Geometry
+
+    @classmethod
+    def can(cls, function: Any, x_shape: Any, w_shape: Any) -> bool:
+        """Whether tiles compute it, and faster than float32 (3x3 by Winograd's way)."""
+        w = function.first_shape(w_shape)
+        read = math.prod(w[2:]) // math.prod(function.geometry.stride)
+        pays = read >= _TAPS and min(w[:2]) >= _CHANNELS and not function.is_plain_3x3(w)
+        return pays and super().can(function, x_shape, w_shape)  # type: ignore[misc]
 
     def algorithm(
         self, xp: Any, x_shape: Any, w_shape: Any, dtype: np.dtype, scratch: Any = None
