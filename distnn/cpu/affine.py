@@ -9,6 +9,7 @@ from typing import Any
 from ..function import Spec
 from .affine_gradient import LARGEST, NO_MATRIX, NO_VECTOR, SMALLEST, gradients
 from .matmul import multiply, suits
+from .reduction import sum_of_rows
 from .twin import LARGE_PRODUCT, CpuTwin
 
 
@@ -35,7 +36,9 @@ class Affine(CpuTwin):
 
     def backward(self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any) -> None:
         if not _is_small(x, dy.size * len(w)):
-            self.function.backward(xp, need, dy, x, w, out=out)
+            self.function.backward(xp, need._replace(b=False), dy, x, w, out=out)
+            if need.b:
+                sum_of_rows(dy.reshape(-1, out.b.size), out.b.reshape(-1))
             return
         dx = NO_MATRIX if out.x is None else out.x
         dw = NO_MATRIX if out.w is None else out.w

@@ -1,4 +1,4 @@
-"""Compiled sums over whole arrays."""
+"""Compiled sums over whole arrays, and over the rows of a matrix."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .compiler import kernel
 
 # Elements of a part: sums of parts are added in order, whatever the number of threads.
 _PART = 262_144
+# Columns whose sums one thread makes at least.
+_COLUMNS = 128
 
 
 def sum_of_squares(array: np.ndarray) -> float:
@@ -31,3 +33,22 @@ def _squares(x):
     for i in range(x.size):
         total += np.float64(x[i]) * np.float64(x[i])
     return total
+
+
+def sum_of_rows(matrix: np.ndarray, out: np.ndarray) -> None:
+    """out = the sum of the rows of a matrix of float32 or float64, in float64 and in order."""
+    rows, columns = matrix.shape
+    matrix = np.ascontiguousarray(matrix)
+    grain = max(_COLUMNS, _PART // max(1, rows))
+    parallel_for(lambda i, j: _add_rows(matrix, i, j, out), columns, grain)
+
+
+@kernel
+def _add_rows(matrix, start, stop, out):
+    total = np.zeros(stop - start)
+    for row in range(matrix.shape[0]):
+        part = matrix[row, start:stop]
+        for k in range(total.size):
+            total[k] += np.float64(part[k])
+    for k in range(total.size):
+        out[start + k] = total[k]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..calling import function_api
 from ..errors import ArgumentError, ShapeError
-from ..function import Function, Spec
+from ..function import Declaration, Function, Rule, Spec
 from ..ndarray import check_shape
 from .shapes import axis_of, shape_of, shapes_of, whole_number, whole_numbers
 
@@ -344,6 +344,35 @@ def stack(*x: Any, axis: int = 0) -> Any:
     return Stack.of(axis_of("stack", axis, len(shapes_of("stack", x)[0]) + 1))(*x)
 
 
+class Split(Function, by_signature=False):
+    """y0, y1, ... = the parts of x along an axis, which they no longer have."""
+
+    def __init__(self, axis: int, count: int) -> None:
+        self.axis = axis
+        parts = [f"y{i}" for i in range(count)]
+        rule = Rule(tuple("d" + y for y in parts), _joined)
+        self.declaration = Declaration(name="split", inputs="x", outputs=parts, rules={"x": rule})
+
+    def key(self) -> tuple:
+        return (Split, self.axis, len(self.declaration.outputs))
+
+    def setup(self, x: Spec) -> tuple[Spec, ...]:
+        part = Spec((*x.shape[: self.axis], *x.shape[self.axis + 1 :]), x.dtype)
+        return (part,) * x.shape[self.axis]
+
+    def forward(self, xp: Any, x: Any, *, out: Any = None) -> Any:
+        parts = [x[(*[np.s_[:]] * self.axis, i)] for i in range(x.shape[self.axis])]
+        if out is None:
+            return tuple(parts)
+        for place, part in zip(out if isinstance(out, tuple) else (out,), parts, strict=True):
+            place[...] = part
+        return out
+
+
+def _joined(function: Split, xp: Any, **gradients: Any) -> Any:
+    return xp.call(Stack.of(function.axis), *gradients.values())
+
+
 @function_api
 def split(x: Any, axis: int = 0) -> Any:
     """The parts of x along an axis, which they no longer have; a tuple.
@@ -354,10 +383,7 @@ def split(x: Any, axis: int = 0) -> Any:
     """
     shape = shape_of("split", "x", x)
     where = axis_of("split", axis, len(shape))
-    rest = (*shape[:where], *shape[where + 1 :])
-    parts = []
-    for i in range(shape[where]):
-        ranges = [(i, i + 1) if a == where else (0, n) for a, n in enumerate(shape)]
-        part = Slice.of(*map(tuple, zip(*ranges, strict=True)), (1,) * len(shape))(x)
-        parts.append(reshape(part, rest))
-    return tuple(parts)
+    if shape[where] == 0:
+        return ()
+    parts = Split.of(where, shape[where])(x)
+    return parts if isinstance(parts, tuple) else (parts,)
