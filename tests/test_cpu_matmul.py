@@ -41,6 +41,21 @@ def test_products_and_bias(rows, depth, columns, first, second):
     assert (wide[:, columns:] == 7).all()
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "rows", "depth", "columns"), [((40,), 96, 48, 128), ((2, 20), 61, 256, 48)]
+)
+def test_batches_of_small_products(batch, rows, depth, columns, first, second):
+    a = drawn(*batch, depth, rows).swapaxes(-1, -2) if first else drawn(*batch, rows, depth)
+    b = drawn(*batch, columns, depth).swapaxes(-1, -2) if second else drawn(*batch, depth, columns)
+    out = np.empty((*batch, rows, columns), np.float32)
+    assert matmul.suits_batch(a, b, out)
+    found = NumbaNamespace().matmul(a, b, out)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    assert np.abs(found - exact).max() < 3e-7 * np.sqrt(depth) * np.abs(exact).max()
+
+
 def test_bits_do_not_depend_on_the_number_of_threads():
     a, b = factors(400, 528, 160, False, True)
     found, before = [], nn.get_num_threads()

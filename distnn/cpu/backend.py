@@ -86,6 +86,13 @@ class NumbaNamespace(NumpyNamespace):
             if matmul.suits(a, b, out):
                 out = self.empty((len(a), b.shape[1]), a.dtype) if out is None else out
                 return matmul.multiply(a, b, out)
+        elif a.ndim > 2 and a.size * b.shape[-1] >= twin.LARGE_PRODUCT and compiler_loads():
+            from . import matmul
+
+            if matmul.suits_batch(a, b, out):
+                shape = (*a.shape[:-1], b.shape[-1])
+                out = self.empty(shape, a.dtype) if out is None else out
+                return matmul.multiply_batch(a, b, out)
         return super().matmul(a, b, out)
 
     def channels(self, blocks: tuple[int, int, int]) -> Channels:

@@ -9,6 +9,7 @@ number of the result is summed up in one order, whatever the parts: those may fo
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from .twin import LARGE_PRODUCT
 _ADDENDS = 16
 _WIDEST = 32
 _LEAST_ROWS = 32
+# Multiplications of a small matrix of a batch at least, and of a part of the batch.
+_LEAST_OF_BATCH = 2**14
+_DEEPEST = 512
+_PART = 2**22
 # Blocks of columns that a part packs where all of a matrix is packed.
 _PACKED = 8
 
@@ -52,6 +57,7 @@ def multiply(
     kinds = _lies_in_rows(a), _lies_in_rows(b)
     a, b = (m if in_rows else m.T for m, in_rows in zip((a, b), kinds, strict=True))
     distances = _distance(a), _distance(b), _distance(out)
+    arrays = _flat(a), _flat(b), shift, _flat(out)
     height, width = _part(rows, blocks, get_num_threads())
     across = -(-blocks // width)
 
@@ -59,9 +65,47 @@ def multiply(
         i, j = divmod(part, across)
         i, j = i * height, j * width
         count, wide = min(height, rows - i), min(width, blocks - j)
-        _multiply(a, b, shift, out, *kinds, *distances, depth // LANES, i, count, j, wide)
+        _multiply(*arrays, *kinds, *distances, depth // LANES, i, count, j, wide)
 
     parallel_for(work, -(-rows // height) * across, 1)
+    return out
+
+
+def suits_batch(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> bool:
+    """Whether `multiply_batch` takes these arrays of many matrices, each of which is small."""
+    (rows, depth), columns = a.shape[-2:], b.shape[-1]
+    work = rows * depth * columns
+    return (
+        a.dtype.char == b.dtype.char == "f"
+        and a.ndim == b.ndim
+        and a.shape[:-2] == b.shape[:-2]
+        and depth % LANES == columns % LANES == 0
+        and rows >= ROWS
+        and depth <= _DEEPEST
+        and _LEAST_OF_BATCH <= work <= LARGE_PRODUCT
+        and all(m.flags.c_contiguous or m.swapaxes(-1, -2).flags.c_contiguous for m in (a, b))
+        and (out is None or (out.dtype.char == "f" and out.flags.c_contiguous))
+    )
+
+
+def multiply_batch(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = a b for each pair of matrices, which may be transposed."""
+    (rows, depth), columns = a.shape[-2:], b.shape[-1]
+    kinds = a.flags.c_contiguous, b.flags.c_contiguous
+    flat = [
+        (m if in_rows else m.swapaxes(-1, -2)).reshape(-1)
+        for m, in_rows in zip((a, b), kinds, strict=True)
+    ]
+    zeros = np.zeros(columns, np.float32)
+    distances = depth if kinds[0] else rows, columns if kinds[1] else depth
+    sizes = *distances, depth, rows, columns // LANES
+    matrices = math.prod(out.shape[:-2])
+    grain = max(1, _PART // (rows * depth * columns))
+    parallel_for(
+        lambda i, j: _multiply_batch(*flat, zeros, out.reshape(-1), *kinds, *sizes, i, j),
+        matrices,
+        grain,
+    )
     return out
 
 
@@ -105,6 +149,14 @@ def _distance(matrix: np.ndarray) -> int:
     return matrix.strides[0] // matrix.itemsize
 
 
+def _flat(matrix: np.ndarray) -> np.ndarray:
+    """From its first number to its last in one axis: one type for the compiler."""
+    if matrix.flags.c_contiguous:
+        return matrix.reshape(-1)
+    length = (len(matrix) - 1) * _distance(matrix) + matrix.shape[1]
+    return np.lib.stride_tricks.as_strided(matrix, (length,), (matrix.itemsize,))
+
+
 @kernel
 def _multiply(
     a, b, bias, out, a_in_rows, b_in_rows, a_distance, b_distance, distance, depth, row, rows,
@@ -123,36 +175,74 @@ def _multiply(
         else:
             _pack_transposed(b, left * b_distance + first, b_distance, addends, columns, y)
         for i in range(row, row + rows, ROWS):
-            count = min(ROWS, row + rows - i)
-            if a_in_rows:
-                _cut(a, i * a_distance + first, a_distance, count, addends, x)
-            else:
-                _cut_transposed(a, first * a_distance + i, a_distance, count, addends, x)
+            n = min(ROWS, row + rows - i)
+            _cut(a, i, first, a_in_rows, a_distance, n, addends, x)
             place = i * distance + left
             if begin:
-                _add(x, y, addends, columns, count, out, place, distance, out, place, distance, z)
+                _add(
+                    x, 0, 1, ROWS, y, addends, columns, n, out, place, distance, out, place,
+                    distance, z,
+                )  # fmt: skip
             else:
-                _add(x, y, addends, columns, count, out, place, distance, bias, left, 0, z)
+                _add(x, 0, 1, ROWS, y, addends, columns, n, out, place, distance, bias, left, 0, z)
 
 
 @kernel
-def _add(x, y, addends, columns, rows, out, place, distance, before, start, row, z):
-    """At most ROWS rows of out = before + x y; `z` has room for a tile of fewer."""
+def _multiply_batch(
+    a, b, zeros, out, a_in_rows, b_in_rows, a_distance, b_distance, depth, rows, columns, begin, end
+):
+    """Matrices `begin` to `end` of the results."""
+    x = np.empty(ROWS * depth + LANES, np.float32)
+    y = np.empty(columns * depth * LANES, np.float32)
+    z = np.zeros(ROWS * LANES, np.float32)
+    width = columns * LANES
+    for m in range(begin, end):
+        if b_in_rows:
+            _pack(b, m * depth * width, b_distance, depth, columns, y)
+        else:
+            _pack_transposed(b, m * depth * width, b_distance, depth, columns, y)
+        matrix = a[m * rows * depth : (m + 1) * rows * depth]
+        for i in range(0, rows, ROWS):
+            n = min(ROWS, rows - i)
+            place = (m * rows + i) * width
+            row, column = (a_distance, 1) if a_in_rows else (1, a_distance)
+            if n == ROWS:  # where few columns use them, rows are not worth a copy
+                _add(
+                    matrix, i * row, row, column, y, depth, columns, n, out, place, width, zeros,
+                    0, 0, z,
+                )  # fmt: skip
+            else:
+                _cut(matrix, i, 0, a_in_rows, a_distance, n, depth, x)
+                _add(x, 0, 1, ROWS, y, depth, columns, n, out, place, width, zeros, 0, 0, z)
+
+
+@kernel
+def _add(
+    x, x_start, x_row, x_column, y, addends, columns, rows, out, place, distance, before, start,
+    row, z,
+):  # fmt: skip
+    """At most ROWS rows of out = before + x y.
+
+    `x_start`, `place` and `start` are where they begin; rows of x, out and before, and columns of x
+    lie so far apart. y is packed; `z` has room for a tile of fewer rows.
+    """
     j = 0
     while j < columns:
         panel, c, d = j * addends * LANES, place + j * LANES, start + j * LANES
         if rows < ROWS:
             for r in range(rows):
                 store(z, r * LANES, load(before, d + r * row))
-            narrow_tile(x, y, panel, addends, z, 0, LANES, z, 0, LANES)
+            narrow_tile(x, x_start, x_row, x_column, y, panel, addends, z, 0, LANES, z, 0, LANES)
             for r in range(rows):
                 store(out, c + r * distance, load(z, r * LANES))
             j += 1
         elif j + BLOCKS <= columns:
-            tile(x, y, panel, addends, out, c, distance, before, d, row)
+            tile(x, x_start, x_row, x_column, y, panel, addends, out, c, distance, before, d, row)
             j += BLOCKS
         else:
-            narrow_tile(x, y, panel, addends, out, c, distance, before, d, row)
+            narrow_tile(
+                x, x_start, x_row, x_column, y, panel, addends, out, c, distance, before, d, row
+            )
             j += 1
 
 
@@ -178,16 +268,13 @@ def _pack_transposed(matrix, place, distance, rows, blocks, packed):
 
 
 @kernel
-def _cut(a, place, distance, rows, columns, x):
-    """Rows of a tile, from a place on, as (columns, ROWS)."""
-    for k in range(0, columns, LANES):
-        vectors = load_transposed(a, place + k, distance, rows, LANES)
-        for i in range(LANES):
-            store(x, (k + i) * ROWS, vectors[i])
-
-
-@kernel
-def _cut_transposed(a, place, distance, rows, columns, x):
-    """The same of the transposed of a."""
-    for k in range(columns):
-        store(x, k * ROWS, load_part(a, place + k * distance, rows))
+def _cut(a, row, column, in_rows, distance, rows, columns, x):
+    """Some rows of a, which may be transposed, from a row and a column on, as (columns, ROWS)."""
+    if in_rows:
+        for k in range(0, columns, LANES):
+            vectors = load_transposed(a, row * distance + column + k, distance, rows, LANES)
+            for i in range(LANES):
+                store(x, (k + i) * ROWS, vectors[i])
+    else:
+        for k in range(columns):
+            store(x, k * ROWS, load_part(a, (column + k) * distance + row, rows))

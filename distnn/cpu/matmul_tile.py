@@ -27,21 +27,20 @@ _UNROLLED = 4  # addends
 def _tile(blocks: int) -> Any:
     """An intrinsic: C = D + A B for a tile.
 
-    A (depth, ROWS), B (blocks, depth, 16); rows of C and D are so many elements apart.
+    B (blocks, depth, 16); rows and columns of A, and rows of C and D, are so many elements apart.
     """
 
     @intrinsic
     def tile(
-        typing: Any, a: Any, b: Any, b_start: Any, depth: Any, c: Any, c_start: Any, c_row: Any,
-        d: Any, d_start: Any, d_row: Any,
+        typing: Any, a: Any, a_start: Any, a_row: Any, a_column: Any, b: Any, b_start: Any,
+        depth: Any, c: Any, c_start: Any, c_row: Any, d: Any, d_start: Any, d_row: Any,
     ) -> Any:  # fmt: skip
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            a, b, b_start, depth, c, c_start, c_row, d, d_start, d_row = args
+            a, b, c, d = (
+                address(context, builder, sig.args[i], *args[i : i + 2]) for i in (0, 4, 7, 10)
+            )
+            a_row, a_column, depth, c_row, d_row = (args[i] for i in (2, 3, 6, 9, 12))
             number = depth.type
-            a = address(context, builder, sig.args[0], a, number(0))
-            b = address(context, builder, sig.args[1], b, b_start)
-            c = address(context, builder, sig.args[4], c, c_start)
-            d = address(context, builder, sig.args[7], d, d_start)
             block = builder.mul(depth, number(LANES))
 
             def at(pointer: Any, *offsets: Any) -> Any:
@@ -63,19 +62,20 @@ def _tile(blocks: int) -> Any:
                 for _ in range(ROWS)
             ]
             with cgutils.for_range(builder, builder.sdiv(depth, number(LANES))) as o:
-                a_block = at(a, builder.mul(o.index, number(ROWS * LANES)))
-                b_rows = at(b, builder.mul(o.index, number(LANES * LANES)))
+                first = builder.mul(o.index, number(LANES))
                 with cgutils.for_range(builder, number(LANES // _UNROLLED)) as loop:
                     for k in range(_UNROLLED):
                         k = builder.add(builder.mul(loop.index, number(_UNROLLED)), number(k))
-                        a_row = at(a_block, builder.mul(k, number(ROWS)))
-                        row = at(b_rows, builder.mul(k, number(LANES)))
+                        k = builder.add(first, k)
+                        factors = at(a, builder.mul(k, a_column))
+                        row = at(b, builder.mul(k, number(LANES)))
                         right = [
                             load_lanes(builder, at(row, builder.mul(number(j), block)))
                             for j in range(blocks)
                         ]
                         for i in range(ROWS):
-                            left = splat(builder, builder.load(at(a_row, i)))
+                            factor = builder.load(at(factors, builder.mul(number(i), a_row)))
+                            left = splat(builder, factor)
                             for vector, total in zip(right, sums[i], strict=True):
                                 found = multiply_add(builder, left, vector, builder.load(total))
                                 builder.store(found, total)
@@ -88,7 +88,7 @@ def _tile(blocks: int) -> Any:
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, b, n, n, c, n, n, d, n, n), code
+        return types.void(a, n, n, n, b, n, n, c, n, n, d, n, n), code
 
     return tile
 
