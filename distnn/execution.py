@@ -18,7 +18,7 @@ from .backend import Backend
 from .backward_program import backward_program
 from .backward_segment import run_backward
 from .capture import Site, shared_site
-from .context import compute_recorded
+from .context import compute_recorded, launch_step
 from .derivative import bind, gradients_by_rules
 from .errors import GraphError
 from .forward_program import forward_program
@@ -59,6 +59,7 @@ def forward(
     budget = current_budget() if clear_no_need_grad and not clear_buffer else None
     if _forward_waits(roots, (clear_buffer, clear_no_need_grad), budget, hooks):
         return
+    launch_step()
     compute_recorded()
     _execution(roots, budget).forward(clear_buffer, clear_no_need_grad, hooks)
 
@@ -102,6 +103,7 @@ def backward(
         and _backward_waits(root, seed, hooks)
     ):
         return
+    launch_step()
     compute_recorded()
     if root.parent is None:
         raise GraphError(

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_cuda_capture import (  # noqa: F401
     batches,
@@ -300,7 +300,7 @@ def test_a_network_of_many_structures():
 
 def test_an_exception_leaves_what_was_called_before():
     def work(step):
-        x, t, loss, solver = trainer(S.Sgd(0.05))
+        x, t, loss, solver = trainer(S.Sgd(0.05), small)
         found = []
         for k, batch in zip(range(2 * STEPS), batches(), strict=False):
             x.d, t.d = batch
@@ -322,7 +322,7 @@ def test_an_exception_leaves_what_was_called_before():
 
 def test_where_the_step_is_split_is_reported(caplog):
     nn.set_capture(True)
-    x, t, loss, solver = trainer()
+    x, t, loss, solver = trainer(network=small)
     data = batches()
     with caplog.at_level("INFO", logger="distnn"):
         for _ in range(STEPS):
@@ -346,7 +346,7 @@ def test_without_the_driver_graphs_are_launched_one_by_one(monkeypatch, caplog):
     monkeypatch.setattr(merging, "_driver", missing)
 
     def work(step):
-        x, t, loss, solver = trainer()
+        x, t, loss, solver = trainer(network=small)
         for _, batch in zip(range(STEPS), batches(), strict=False):
             x.d, t.d = batch
             with step():
@@ -371,7 +371,7 @@ def test_a_step_in_a_step():
 
 def test_graphs_that_are_let_go_of_are_not_launched():
     nn.set_capture(True)
-    x, t, loss, solver = trainer()
+    x, t, loss, solver = trainer(network=small)
     data = batches()
     for k in range(3 * STEPS):
         x.d, t.d = next(data)
@@ -459,8 +459,9 @@ def test_random_programs_in_steps(monkeypatch):
                 player.run(program)
         return player.values()
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=10, deadline=None)
     @given(st.lists(_PROGRAM, min_size=1, max_size=3))
+    @example([[("batch", 0), ("backward", 0), ("weight_decay", 0), ("update", 0)]] * 3)
     def check(programs):
         seen.extend(all_ways(lambda step: work(step, programs), (EVERY[0], EVERY[-1])))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import launching, transfer
 from ..capture import Site
-from ..context import compute_recorded, current_backend
+from ..context import compute_recorded, current_backend, launch_step
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
 from ..graph import version
@@ -405,6 +405,7 @@ class Solver:
                 if record.wait(work, storages, storages):
                     self._waits_in = record
                     return
+        launch_step()
         with _Hooked(pre, post):
             work()
 
