@@ -422,11 +422,11 @@ class Node:
             for position, data in found:
                 if data is None:
                     arrays[position] = None
-                elif position in names:
+                elif position not in names or data._storage.dtype is dtypes[position]:
+                    arrays[position] = data.read(dtypes[position], backend)
+                else:
                     name = names[position]
                     arrays[position] = read_indices(data, backend, setup.function.name, name)
-                else:
-                    arrays[position] = data.read(dtypes[position], backend)
         except ClearedError as error:
             name = setup.position_name(position)
             raise ClearedError(f"[{setup.function.name}] {name}: {error}") from None
@@ -441,6 +441,8 @@ class Node:
         self._check_kept()
         positions, kept = self._positions, self._kept
         assert kept is not None
+        if not kept and not again:
+            return {}
         if again:
             positions, kept = (*positions, *again), (*kept, *again.values())
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..function import Spec
 from ..functions.precision import wide
 from ..functions.softmax import check_labels
 from ..threads import parallel_for
-from .bfloat16 import bits, element, number
+from .bfloat16 import bits, element, is_bfloat16, number
 from .compiler import kernel
 from .mathematics import exp
 from .twin import CpuTwin
@@ -43,9 +44,15 @@ class _Softmax(CpuTwin):
 def _map(body: Any, x: np.ndarray, *others: np.ndarray) -> list[Any]:
     """body(rows, *others) for parts of the rows of x, and what it returns; others have as many."""
     length = x.shape[-1]
-    arrays = [bits(a) for a in (x, *others)]
-    if x.ndim == 2 and x.size <= _PART and all(a.flags.c_contiguous for a in arrays):
-        return [body(*arrays)]
+    arrays: Sequence[np.ndarray] = (x, *others)
+    if is_bfloat16(x):
+        arrays = [bits(a) for a in arrays]
+    if x.ndim == 2 and x.size <= _PART:
+        for a in arrays:  # a generator would cost as much as the kernel takes
+            if not a.flags.c_contiguous:
+                break
+        else:
+            return [body(*arrays)]
     count = x.size // max(1, length)
     arrays = [np.ascontiguousarray(a).reshape(count, -1) for a in arrays]
     found: list[Any] = []
