@@ -15,7 +15,7 @@ import numpy as np
 from . import transfer
 from .dtypes import BFLOAT16, of_text
 from .errors import ContextError, MissingExtraError
-from .formula import CHUNK, Assignments, run_chunks
+from .formula import CHUNK, Assignments, Formula, run_chunks
 from .function import Function, Rule, Spec
 from .kernels import backends, compiler_loads, get_cpu_kernels, numba_problem
 from .memory import SMALLEST, pool
@@ -61,6 +61,10 @@ class Backend:
     def runs_as_text(self, size: int) -> bool:
         """Whether formulas of so many elements are computed as their NumPy text stands."""
         return False
+
+    def recomputes(self, formula: Formula, size: int) -> bool:
+        """Whether to compute a formula again costs less than to keep its result of this size."""
+        return True
 
     def zeros(self, size: int, dtype: np.dtype) -> Any:
         """A flat array of zeros whose memory is not touched before it is written."""
@@ -193,6 +197,9 @@ class CpuBackend(Backend):
 
     def runs_as_text(self, size: int) -> bool:
         return size < 2 * CHUNK
+
+    def recomputes(self, formula: Formula, size: int) -> bool:
+        return formula.is_arithmetic and not self.runs_as_text(size)
 
     def zeros(self, size: int, dtype: np.dtype) -> np.ndarray:
         return np.zeros(size, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .fusion import (
     FusedBackward,
     formula_of,
     fused_backward,
+    separately,
 )
 from .memory import owns_memory
 from .plan import BackwardStep, Contribution, Plan
@@ -46,7 +47,7 @@ def backward_program(plan: Plan) -> Callable[..., None] | None:
     for step in fused_backward(plan, steps):
         members = (step,) if isinstance(step, BackwardStep) else step.steps
         for member in members:
-            compute_again(text, plan, member.again)
+            compute_again(text, plan, separately(step, member))
         if isinstance(step, FusedBackward):
             _backward_chain(text, plan, step, added)
         else:
@@ -220,15 +221,20 @@ def _deliver(text: Text, c: Contribution, out: str, own: str, added: set[int]) -
 
 def _backward_chain(text: Text, plan: Plan, fused: FusedBackward, added: set[int]) -> None:
     spec = plan.calls[fused.steps[0].node].setup.results[0]
-    reading = {read.node for read in fused.inputs if read.slot < 0}
+    reading = {read.node for read in fused.inputs if read.slot < 0 and not read.again}
+    again = {f"i{read.node}": read.node for read in fused.inputs if read.again}
+    computed = {plan.calls[made.node].targets[0] for made in fused.again}
     for step in fused.steps:
         if step.node in reading:
-            text.add(f"a{step.node} = {_kept_arrays(plan, step)}")
+            text.add(f"a{step.node} = {_kept_arrays(plan, step, computed)}")
+    text.add(*[f"{name} = nodes[{node}].kept_inputs()" for name, node in again.items()])
     for read in fused.inputs:
         _settle(text, read.slot, spec)
     gradient = "g{}" if fused.function is None else "packed(g{})"
     inputs = [
-        gradient.format(read.slot) if read.slot >= 0 else f"a{read.node}[{read.position}]"
+        gradient.format(read.slot)
+        if read.slot >= 0
+        else f"{'i' if read.again else 'a'}{read.node}[{read.position}]"
         for read in fused.inputs
     ]
     outputs = []
@@ -243,16 +249,20 @@ def _backward_chain(text: Text, plan: Plan, fused: FusedBackward, added: set[int
             _deliver(text, c, out, "True", added)
     else:
         _backward_step(text, plan, fused.function, added, joined, outputs)
-    arrays = {f"a{read.node}" for read in fused.inputs if read.slot < 0}
+    arrays = {f"a{node}" for node in reading}.union(again)
     gone = {f"g{read.slot}" for read in fused.inputs if read.slot >= 0}
     text.add(" = ".join([*sorted(gone | arrays), *outs, "None"]))
 
 
-def _kept_arrays(plan: Plan, step: BackwardStep) -> str:
-    """What a call's gradients read, by position."""
+def _kept_arrays(plan: Plan, step: BackwardStep, computed: Container[int] = ()) -> str:
+    """What a call's gradients read, by position, but for slots that are computed in the chain."""
     positions = plan.calls[step.node].setup.reads(step.need).backward
     forgotten = plan.forgotten_positions(step.node)
-    again = "".join(f", {p}: v{forgotten[p]}" for p in positions if p in forgotten)
+    again = "".join(
+        f", {p}: v{forgotten[p]}"
+        for p in positions
+        if p in forgotten and forgotten[p] not in computed
+    )
     kept = f"nodes[{step.node}].kept_arrays()"
     return f"{{**{kept}{again}}}" if again else kept
 

@@ -30,6 +30,7 @@ from .memory_budget import current_budget, fitting
 from .ndarray import NdArray
 from .plan import BackwardStep, Contribution, Graph, Plan, plans
 from .recompute import compute_again, forgotten, marked
+from .rematerialization import sparing
 from .step import waiting_calls
 from .storage import Storage
 
@@ -171,11 +172,12 @@ def _execution(roots: Sequence[Value], budget: int | None = _BACKWARD) -> Execut
         if isinstance(execution, Known):
             execution = roots[0].execution = execution.begin(roots[0])
         return execution
-    if budget != _BACKWARD:
-        _forget(roots, budget)
+    if len(roots) == 1:
+        roots[0].execution = None  # it holds results
+    settled = None if budget == _BACKWARD else _forget(roots, budget)
     number = version.number
-    graph = Graph(roots)
-    execution = Execution(plans.plan(graph), graph.nodes, graph.leaves, number, budget)
+    graph, plan = settled or _planned(Graph(roots))
+    execution = Execution(plan, graph.nodes, graph.leaves, number, budget)
     _remember(roots, execution)
     return execution
 
@@ -203,18 +205,30 @@ def _made_last(roots: Sequence[Value]) -> Value:
     return max(roots, key=lambda root: -1 if root.parent is None else root.parent.order)
 
 
-def _forget(roots: Sequence[Value], budget: int | None) -> None:
-    """Settle what the nodes of a static graph forget in their next forward."""
+def _planned(graph: Graph) -> tuple[Graph, Plan]:
+    return graph, plans.plan(graph)
+
+
+def _forget(roots: Sequence[Value], budget: int | None) -> tuple[Graph, Plan] | None:
+    """Settle what the nodes of a static graph forget in their next forward.
+
+    Returns: the graph and its plan, if that is known now.
+    """
     nodes = nodes_of(roots)
-    if budget is None or any(node.eager for node in nodes):
+    settled = None
+    if any(node.eager for node in nodes):
         forgets = [node.forgets if node.eager else marked(node) for node in nodes]
     else:
-        plan = fitting(plans.plan(Graph(roots, upcoming=True)), budget)
+        graph, asked = _planned(Graph(roots, upcoming=True))
+        held = graph.held()
+        plan = sparing(asked, held) if budget is None else fitting(asked, budget, held)
         forgets = [plan.forgets(k) for k in range(len(nodes))]
+        settled = (graph, plan) if plan is asked else None
     for node, mask in zip(nodes, forgets, strict=True):
         if node.forgets != mask:
             node.forgets = mask
             version.changed()
+    return settled
 
 
 class Execution:

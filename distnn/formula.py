@@ -85,6 +85,13 @@ _OPERATORS: dict[type[ast.AST], str] = {
 }
 
 
+# Operations of a cycle or so an element.
+_ARITHMETIC = {
+    *("add", "subtract", "multiply", "negative", "maximum", "minimum", "where", "absolute"),
+    *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal"),
+}
+
+
 class Formula:
     """One expression over named arrays and numbers."""
 
@@ -104,6 +111,13 @@ class Formula:
     @property
     def is_zero(self) -> bool:
         return isinstance(self.tree, ast.Constant) and self.tree.value == 0
+
+    @functools.cached_property
+    def is_arithmetic(self) -> bool:
+        """Whether it has no operation that takes longer than to read and write memory."""
+        kinds = ast.UnaryOp | ast.BinOp | ast.Compare | ast.Call
+        nodes = (node for node in ast.walk(self.tree) if isinstance(node, kinds))
+        return all(operation(node)[0] in _ARITHMETIC for node in nodes)
 
     def derivative(self, name: str) -> Formula:
         """d(formula)/d(name); names are independent of each other."""

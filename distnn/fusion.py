@@ -298,6 +298,7 @@ class Read(NamedTuple):
     slot: int  # -1 for what a node has kept
     node: int = -1
     position: int = -1
+    again: bool = False  # to compute the node's result again
 
 
 class FusedBackward(NamedTuple):
@@ -312,6 +313,14 @@ class FusedBackward(NamedTuple):
     inputs: tuple[Read, ...]
     outputs: tuple[tuple[int, int], ...]  # (number of the step, of its contribution)
     numbers: tuple[Number, ...]
+    again: tuple[ForwardStep, ...]  # what the chain computes again, in place of a pass before it
+
+
+def separately(step: BackwardStep | FusedBackward, member: BackwardStep) -> Sequence[ForwardStep]:
+    """What is computed again before a pass, of what one of its steps reads."""
+    if isinstance(step, BackwardStep):
+        return member.again
+    return [made for made in member.again if made not in step.again]
 
 
 def fused_backward(plan: Plan, steps: Sequence[BackwardStep]) -> list[BackwardStep | FusedBackward]:
@@ -341,12 +350,14 @@ def fused_backward(plan: Plan, steps: Sequence[BackwardStep]) -> list[BackwardSt
 
 def _chained(plan: Plan, group: Sequence[BackwardStep]) -> Sequence[BackwardStep | FusedBackward]:
     """Steps that follow each other as one, where formulas are chained."""
-    if len(group) < 2 or not plan.calls[0].setup.backend.chains_formulas:
+    if not group or not plan.calls[0].setup.backend.chains_formulas:
+        return group
+    if len(group) < 2 and (rules_of(plan, group[0]) is None or not _merged(plan, group)):
         return group
     return [_backward_chain(plan, group, None)]
 
 
-def _rules(plan: Plan, step: BackwardStep) -> list[tuple[int, Rule, list[Binding]]] | None:
+def rules_of(plan: Plan, step: BackwardStep) -> list[tuple[int, Rule, list[Binding]]] | None:
     """The rules of a step all of whose gradients are formulas of its result's shape."""
     setup = plan.calls[step.node].setup
     reads = setup.reads(step.need)
@@ -365,11 +376,11 @@ def _follows(
     """Whether a step's incoming gradient comes from the group alone, and is a formula of it."""
     made = {c.slot for member in group for c in member.contributions if not c.leaf}
     last, call = plan.calls[group[-1].node], plan.calls[step.node]
-    rules = _rules(plan, step)
+    rules = rules_of(plan, step)
     return (
         len(group) < _MOST_LINKS // 2
         and rules is not None
-        and _rules(plan, group[-1]) is not None
+        and rules_of(plan, group[-1]) is not None
         and call.setup.results == last.setup.results
         and step.targets[0] in made
         and additions[step.targets[0]] == 1
@@ -384,7 +395,7 @@ def _with_function(
     call = plan.calls[step.node]
     setup, slot = call.setup, step.targets[0]
     if (
-        _rules(plan, group[-1]) is None
+        rules_of(plan, group[-1]) is None
         or not hasattr(setup.implementation, "joins_backward")
         or not setup.reads(step.need).fast
         or plan.calls[group[-1].node].setup.results[0] != setup.results[0]
@@ -410,17 +421,56 @@ def _shape_of(plan: Plan, read: Read) -> tuple[int, ...] | None:
     return (*setup.input_shapes, *(spec.shape for spec in setup.results))[read.position]
 
 
+def _merged(plan: Plan, group: Sequence[BackwardStep]) -> tuple[ForwardStep, ...]:
+    """What steps need computed again, if that is formulas which nobody else needs; or nothing."""
+    found = tuple(made for step in group for made in step.again)
+    spec = plan.calls[group[0].node].setup.results[0]
+    slots = {plan.calls[made.node].targets[0] for made in found}
+    dropped = {slot for step in group for slot in step.drops}
+    dropped.update(slot for made in found for slot in made.clears)
+    for made in found:
+        call = plan.calls[made.node]
+        hidden = {slot for slot in call.sources if slot in plan.forgotten}
+        if formula_of(call.setup) is None or call.setup.results[0] != spec or not hidden <= slots:
+            return ()
+    return found if slots <= dropped else ()
+
+
 def _backward_chain(
     plan: Plan, group: Sequence[BackwardStep], function: BackwardStep | None
 ) -> FusedBackward:
     draft = _Draft()
+    again = _merged(plan, group)
+    computed: dict[int, object] = {}  # slot -> what computes it again
+    kept: dict[int, Read] = {}  # slot -> where it is read, of the nodes that kept it
+
+    def source_of(read: Read) -> object:
+        if read.node < 0:
+            return read
+        call = plan.calls[read.node]
+        slots = (*call.sources, *call.targets)
+        slot = slots[read.position] if read.position < len(slots) else -1
+        if slot < 0 or slot in plan.leaves:
+            return read
+        return computed.get(slot) or kept.setdefault(slot, read)
+
+    for made in again:
+        call = plan.calls[made.node]
+        formula = formula_of(call.setup)
+        assert formula is not None
+        names = {number: draft.number(Number(made.node, number)) for number in formula.numbers}
+        for i, name in enumerate(call.setup.declaration.inputs):
+            if name in formula.arrays:
+                names[name] = draft.array(source_of(Read(-1, made.node, i, True)))
+        computed[call.targets[0]] = made
+        draft.link(made, formula, names)
     # Their gradients are read by nobody else.
     inside = {step.targets[0] for step in group[1:]}
     taken = -1 if function is None else function.targets[0]
     outputs = []
     results: list[object] = []
     for number, step in enumerate(group):
-        rules = _rules(plan, step)
+        rules = rules_of(plan, step)
         assert rules is not None
         for place, (c, (_, rule, bindings)) in enumerate(
             zip(step.contributions, rules, strict=True)
@@ -431,7 +481,7 @@ def _backward_chain(
                 if binding.name in rule.formula.numbers:
                     names[binding.name] = draft.number(Number(step.node, binding.name))
                 elif binding.name in rule.formula.arrays:
-                    names[binding.name] = draft.array(_read(binding, step))
+                    names[binding.name] = draft.array(source_of(_read(binding, step)))
             inner = c.slot in {*inside, taken} and not c.leaf
             result: object = Read(c.slot) if inner else (number, place)
             draft.link(result, rule.formula, names)
@@ -442,7 +492,7 @@ def _backward_chain(
     chain = draft.chain([*([] if function is None else [Read(taken)]), *results])
     steps = (*group, *([] if function is None else [function]))
     numbers = tuple(draft.numbers)
-    return FusedBackward(function, steps, chain, inputs, tuple(outputs), numbers)
+    return FusedBackward(function, steps, chain, inputs, tuple(outputs), numbers, again)
 
 
 def _read(binding: Binding, step: BackwardStep) -> Read:

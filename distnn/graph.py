@@ -445,8 +445,11 @@ class Node:
             return {}
         if again:
             positions, kept = (*positions, *again), (*kept, *again.values())
+        return self._for_gradients(zip(positions, kept, strict=True))
+
+    def _for_gradients(self, found: Iterable[tuple[int, NdArray | None]]) -> dict[int, Any]:
         try:
-            return self._arrays(zip(positions, kept, strict=True))
+            return self._arrays(found)
         except ClearedError as error:
             raise ClearedError(
                 f"[backward] {self.setup.function.name} cannot compute its gradients: {error}; "
@@ -472,7 +475,7 @@ class Node:
     def kept_inputs(self) -> dict[int, Any]:
         """The inputs from which to compute results again, those that were forgotten excepted."""
         self._check_kept()
-        return self._arrays(self._inputs({}).items())
+        return self._for_gradients(self._inputs({}).items())
 
     def execute_again(self, again: Mapping[int, NdArray]) -> list[NdArray]:
         """The results (outputs, then saved), computed again as they were and without effects.
@@ -486,7 +489,7 @@ class Node:
         if setup.function.alias:
             return [_window(setup, found[0])]
         values: list[Any] = [None] * len(self.sources)
-        for position, array in self._arrays(found.items()).items():
+        for position, array in self._for_gradients(found.items()).items():
             values[position] = array
         options = self.operands
         if setup.function.random:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .arena import Span
 from .function import Setup, Spec
-from .fusion import FusedBackward, FusedForward, fused_backward, fused_forward
+from .fusion import FusedBackward, FusedForward, fused_backward, fused_forward, separately
 from .plan import BackwardStep, Contribution, ForwardStep, Plan
 
 
@@ -163,7 +163,7 @@ class _Walk:
         for number, step in enumerate(fused_backward(plan, steps)):
             members = (step,) if isinstance(step, BackwardStep) else step.steps
             for member in members:
-                self.forward(member.again, True)
+                self.forward(separately(step, member), True)
             names = ", ".join(plan.calls[m.node].setup.function.name for m in members)
             self.steps.append(f"backward {names}")
             if number == 0:

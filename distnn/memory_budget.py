@@ -23,6 +23,7 @@ from .function import Setup
 from .graph import Node, Value
 from .liveness import iteration
 from .plan import Call, Graph, Plan, plans
+from .rematerialization import sparing
 
 _budget: ContextVar[int | None] = ContextVar("distnn_memory_budget", default=None)
 # Arithmetic operations of a product of matrices that take as long as to move a byte.
@@ -89,17 +90,17 @@ class _Candidate(NamedTuple):
 
 
 def fitting(
-    plan: Plan, budget: int, held: Collection[int] = (), computed: Collection[int] | None = None
+    plan: Plan, budget: int, held: Collection[int], computed: Collection[int] | None = None
 ) -> Plan:
     """The plan, or one that forgets more, whose peak is within the budget.
 
     Args:
-        held: slots of results that stay, since somebody holds them.
+        held: slots of results that somebody holds; in a dynamic graph they stay.
         computed: of a dynamic graph, the calls that were computed before; None if it is static.
     """
     key = (budget, frozenset(held), None if computed is None else frozenset(computed))
     if key not in plan.fits:
-        asked = plan if computed is None else plan.as_recorded(held)
+        asked = sparing(plan, held) if computed is None else plan.as_recorded(held)
         plan.fits[key] = _fitting(asked, budget, computed or ())
     return plan.fits[key]
 

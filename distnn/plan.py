@@ -10,8 +10,9 @@ Values that share memory (a reshape and its input) belong to one group, which is
 from __future__ import annotations
 
 import copy
+import sys
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -86,19 +87,32 @@ class Graph:
         self.key = (tuple(parts), tuple(self.gradients.items()), self.roots, self.recorded)
         self.shared = shared
 
+    def held(self) -> frozenset[int]:
+        """Slots of results that somebody holds besides the nodes of this graph."""
+        readers = Counter(id(value) for node in self.nodes for value in node.sources)
+        found = []
+        for node in self.nodes:
+            for i in range(node.setup.n_outputs):
+                value = node.live_output(i)
+                # By a local name here, and as an argument.
+                if value is not None and sys.getrefcount(value) > readers[id(value)] + 2:
+                    found.append(self._slots[id(value)])
+        return frozenset(found)
+
     def slot_of(self, value: Value) -> int | None:
         """The slot of a value; None for one that is not in this graph."""
         return self._slots.get(id(value))
 
 
 # Bits of an output's flags.
-_PERSISTENT, _BLOCKED, _WANTED, _FORGOTTEN = 1, 2, 4, 8
-_FLAGS = 4
+_PERSISTENT, _BLOCKED, _WANTED, _FORGOTTEN, _MARKED = 1, 2, 4, 8, 16
+_FLAGS = 5
 
 
 def _flags(output: Value) -> int:
-    """What the user set on a result: to keep it, to stop gradients at it, to start them there."""
+    """What the user set on a result: to keep it or not, to stop gradients at it, to start them."""
     flags = _PERSISTENT if output.persistent else 0
+    flags |= _MARKED if output.recompute else 0
     if output.need is not None:
         flags |= _WANTED if output.need else _BLOCKED
     return flags
@@ -198,7 +212,8 @@ class Plan:
         self._programs: dict[tuple, tuple] = {}
         self._texts: dict[tuple, Callable[..., None] | None] = {}
         self._used = False
-        self.fits: dict[tuple, Plan] = {}  # by memory budget, see memory_budget.py
+        # Those that forget more: memory_budget.py, rematerialization.py.
+        self.fits: dict[tuple, Plan] = {}
 
     def _settle_forgotten(self, leaves: Iterable[int]) -> None:
         """What backward computes again, and what calls keep therefore."""
@@ -316,7 +331,7 @@ class Plan:
         """Whether a call's node keeps arrays for backward."""
         return True in self.calls[k].need or self._forgets(self.calls[k]) > 0
 
-    def _kept_slots(self, k: int) -> list[int]:
+    def kept_slots(self, k: int) -> list[int]:
         """Slots that a call keeps; saved results have none."""
         call = self.calls[k]
         slots = (*call.sources, *call.targets)
@@ -344,9 +359,11 @@ class Plan:
         if not clear_buffer:
             if clear_no_need_grad:
                 for k in range(len(self.calls)):
-                    kept.update(self._group[s] for s in self._kept_slots(k))
+                    kept.update(self._group[s] for s in self.kept_slots(k))
             else:
-                kept.update(g for s, g in enumerate(self._group) if s not in self.forgotten)
+                marked = {s for call in self.calls for s in call.flagged(_MARKED)}
+                freed = marked & self.forgotten
+                kept.update(g for s, g in enumerate(self._group) if s not in freed)
         last: dict[int, int] = {}
         alive = [(k, call) for k, call in enumerate(self.calls) if k not in self.dead]
         for k, call in alive:
@@ -371,6 +388,12 @@ class Plan:
             if call.sources.count(slot) == 1 and self.may_become(slot, result, cleared):
                 return i
         return None
+
+    def outlives(self, slot: int) -> bool:
+        """Whether a result stays after its last reader, is other results' memory, or is wanted."""
+        group = self._group[slot]
+        alone = len(self._members[group]) == 1
+        return group in self._protected or not alone or slot in self.wanted
 
     def may_become(self, slot: int, result: Spec, cleared: Collection[int]) -> bool:
         """Whether a slot's memory, which is cleared after a step, may take a result of the step."""
@@ -533,7 +556,7 @@ class Plan:
             shapes = ", ".join(str(spec.shape) for spec in call.setup.results)
             sources = " ".join("-" if s < 0 else str(s) for s in call.sources)
             targets = " ".join(str(s) for s in call.targets)
-            kept = " ".join(str(s) for s in self._kept_slots(k))
+            kept = " ".join(str(s) for s in self.kept_slots(k))
             lines.append(
                 f"{k:4d}{own} {sources} -> {targets}  {call.setup.function.name} {shapes}"
                 + (f"  keeps {kept}" if kept else "")

@@ -15,12 +15,14 @@ from .fusion import (
     FusedForward,
     fused_backward,
     fused_forward,
+    separately,
 )
 from .liveness import iteration
 from .memory import pool
 from .memory_budget import current_budget, fitting
 from .plan import BackwardStep, ForwardStep, Graph, Plan, plans
 from .record import current_record
+from .rematerialization import sparing
 from .variable import Variable
 
 
@@ -76,7 +78,7 @@ def listing(variable: Variable, clear_buffer: bool = False, clear_no_need_grad: 
     the numbers of the functions, the values read and written, and what is done. `frees` are values
     whose memory goes after the step, `adds` gradients to which the step adds. Several functions
     in one line are one pass over memory. Lines with `again` compute what was not kept
-    (`nn.recompute`), for the line that follows.
+    (`nn.recompute`), for the line that follows; values that a pass `recomputes` are never written.
 
     Args:
         clear_buffer, clear_no_need_grad: the flags of forward.
@@ -109,11 +111,13 @@ def _plan_of(function: str, *variables: Variable) -> Plan:
         is_dynamic = is_dynamic or variable.parent.eager
     if is_dynamic:
         current_record().settle()
-    plan = plans.plan(Graph([variable._value for variable in variables], upcoming=True))
+    graph = Graph([variable._value for variable in variables], upcoming=True)
+    plan = plans.plan(graph)
     if is_dynamic:
         return plan.as_recorded()
     budget = current_budget()
-    return plan if budget is None else fitting(plan, budget)
+    held = graph.held()
+    return sparing(plan, held) if budget is None else fitting(plan, budget, held)
 
 
 def _forward(plan: Plan, clear_buffer: bool, clear_no_need_grad: bool) -> Iterator[str]:
@@ -162,8 +166,13 @@ def _backward(plan: Plan) -> Iterator[str]:
             place = c.slot if not c.leaf else ("leaf", plan.gradients[c.slot])
             added += [c.slot] if place in seen else []
             seen.add(place)  # type: ignore[arg-type]
-        yield from (f"again{line}" for m in members for line in _computed(plan, m.again))
+        for member in members:
+            lines = _computed(plan, separately(step, member))
+            yield from (f"again{line}" for line in lines)
         what = _names(plan, members)
+        within = step.again if isinstance(step, FusedBackward) else ()
+        numbers = _numbers([plan.calls[made.node].targets[0] for made in within])
+        what += f"  recomputes {numbers}" if within else ""
         what += f"  adds {', '.join(f'd{slot}' for slot in added)}" if added else ""
         targets = ", ".join(f"d{c.slot}" for c in found)
         yield _line(members, ", ".join(reads), targets, what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from . import memory_budget
@@ -20,6 +20,7 @@ from .memory_budget import current_budget
 from .ndarray import NdArray
 from .plan import Graph, Plan
 from .recompute import marked
+from .rematerialization import spared
 from .storage import Storage
 
 _MOST_STRUCTURES = 256
@@ -146,6 +147,7 @@ class _Structure:
         self.kept: list[_Kept] = []
         self.kept_leaves: frozenset[int] = frozenset()
         self.is_whole = False  # all calls lead to the result of the last one
+        self.spared: frozenset[int] = frozenset()  # calls that forget, see rematerialization.py
         self.backward: dict[tuple[int, ...], Plan] = {}  # plans, see execution.Known
 
     def make(self, plan: Plan) -> None:
@@ -172,6 +174,22 @@ _structures: OrderedDict[tuple, _Structure] = OrderedDict()
 _structures_lock = threading.Lock()
 
 
+def _spared(calls: Calls, held: Sequence[int]) -> frozenset[int]:
+    """Calls whose results the gradients of a whole graph compute again."""
+    end = calls.nodes[-1].live_output(0)
+    if calls.recomputes or not calls.is_graph or end is None:
+        return frozenset()
+    graph = Graph([end], upcoming=True)
+    if graph.nodes != calls.nodes:
+        return frozenset()
+    return spared(Plan(graph).as_recorded(held), held)
+
+
+def _forget(calls: Calls, chosen: Collection[int]) -> None:
+    for k in chosen:
+        calls.nodes[k].forgets = 1
+
+
 def _run_program(calls: Calls) -> bool:
     """Run calls as a program; False where there is none yet, or it would not do."""
     if calls.step is None:
@@ -189,6 +207,8 @@ def _run_program(calls: Calls) -> bool:
             return False
         _structures.move_to_end(key)
         if not structure.kept:
+            structure.spared = _spared(calls, held)
+            _forget(calls, structure.spared)
             leaves = {*calls.leaves}
             roots = [calls.values[slot] for slot in held if slot not in leaves]
             graph = Graph(roots, calls.nodes)
@@ -197,6 +217,7 @@ def _run_program(calls: Calls) -> bool:
             structure.make(Plan(graph))
     if structure.program is None:
         return False
+    _forget(calls, structure.spared)
     data, nodes = calls.data, calls.nodes
     storages = [found._storage for found in data]
     for slot in calls.leaves:

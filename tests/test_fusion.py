@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,12 @@ import distnn as nn
 import distnn.communicators as C
 import distnn.functions as F
 import distnn.parametric_functions as PF
-from distnn import backward_program, forward_program, fusion
+from distnn import backward_program, forward_program, fusion, rematerialization
 from distnn.backend import cpu_backend
 from distnn.context import Context, context_scope, current_backend
 from distnn.formula import Formula
 from distnn.formula_chain import Chain, Link, renamed
+from distnn.plan import plans
 
 UNARY = [
     F.tanh,
@@ -436,3 +439,80 @@ def test_a_chain_by_its_definition(size):
     np.testing.assert_allclose(outs[1], s, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(outs[0], np.exp(s) - (s > b), rtol=1e-5, atol=1e-6)
     assert str(chain).startswith("s = a + n * b; t = where(")
+
+
+def gelu(x):
+    """By its parts: all of it can be had again from x and the tanh, or from x alone."""
+    return x * 0.5 * (F.tanh((x * x * x * 0.044715 + x) * 0.79788456) + 1.0)
+
+
+@contextmanager
+def keeping_all():
+    """Nothing is computed again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rematerialization, "_MOST_CALLS", 0)
+        plans._plans.clear()
+        yield
+    plans._plans.clear()
+
+
+@pytest.mark.parametrize(
+    ("type_config", "flags"),
+    [
+        ("float", {"clear_no_need_grad": True}),
+        ("half", {"clear_no_need_grad": True}),
+        ("float", {}),
+    ],
+    ids=["train", "half", "all"],
+)
+def test_gradients_compute_again_what_was_not_kept(type_config, flags, monkeypatch):
+    monkeypatch.setattr(type(current_backend()), "recomputes", lambda self, formula, size: True)
+
+    def network():
+        nn.clear_parameters()
+        nn.random.set_parameter_seed(313)
+        x = nn.Variable((6, 4, 5, 5), need_grad=True)
+        x.d = np.random.RandomState(1).randn(*x.shape).astype(np.float32)
+        h = gelu(F.transpose(x, (0, 1, 3, 2)))
+        g = PF.batch_normalization(h, name="a")
+        y = F.sigmoid(g) * F.tanh(g * 0.5 + 1.0)
+        return [x], [] if "clear_no_need_grad" in flags else [h, y], F.mean(F.exp(y) * y)
+
+    context = context_of(type_config)
+    with context_scope(context):
+        expected = bits(*network(), False, flags)
+        found = bits(*network(), True, flags)  # step by step, with what was forgotten
+        with keeping_all():
+            kept = bits(*network(), False, flags)
+        report, listing = nn.profiler.memory(network()[2]), nn.profiler.listing(network()[2])
+    for a, b, c in zip(expected, found, kept, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    assert report.computed_again >= 4
+    assert "recomputes" in listing
+    assert "again" not in listing  # no pass of its own
+
+
+def test_what_is_computed_again_takes_no_memory_in_between():
+    """In float64, by the definition, and with a peak that is measured."""
+    x = nn.Variable((256, 512), need_grad=True)
+    x.d = np.random.RandomState(0).randn(*x.shape)
+    a = x.d.astype(np.float64)
+    peaks = []
+    for how in (keeping_all, nullcontext):
+        with how():
+            loss = F.sum(gelu(F.transpose(x, (1, 0))))
+            report = nn.profiler.memory(loss)
+            for _ in range(2):
+                with nn.profiler.peak_memory() as peak:
+                    x.grad.zero()
+                    loss.forward(clear_no_need_grad=True)
+                    loss.backward(clear_buffer=True)
+        peaks.append((report.kept, peak.bytes))
+    u = 0.79788456 * (a + 0.044715 * a**3)
+    slope = 0.5 * (1 + np.tanh(u))
+    slope += 0.5 * a * (1 - np.tanh(u) ** 2) * 0.79788456 * (1 + 3 * 0.044715 * a**2)
+    np.testing.assert_allclose(x.g, slope, rtol=1e-4, atol=1e-5)
+    assert peaks[1][0] <= 0.75 * peaks[0][0]
+    if current_backend().name == "cpu":
+        assert peaks[1][1] < peaks[0][1]

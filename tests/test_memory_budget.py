@@ -101,6 +101,15 @@ def test_dynamic_graphs_fit_with_the_same_bits(loss, share):
         assert peak < most
 
 
+def calls_again(listing):
+    """Numbers of the functions that are computed again, before other passes or within them."""
+    lines = [line.split()[1] for line in listing.splitlines() if line.startswith("again")]
+    found = {int(n) for line in lines for n in line.split("-")}
+    for numbers in re.findall(r"recomputes ([\d, ]*\d)", listing):
+        found |= {int(slot) - 1 for slot in numbers.split(", ")}  # the leaf is value 0
+    return found
+
+
 def chain(x, look, hold):
     """A dynamic graph, looked at in the middle, of which somebody holds some results."""
     h, held = x, []
@@ -124,11 +133,7 @@ def test_what_was_computed_before_stays_as_it_is(look):
         x.grad.zero()
         with nn.auto_forward(), nn.memory_budget(budget):
             y, _ = chain(x, look, False)
-            again = [
-                int(line.split()[1].partition("-")[0])
-                for line in nn.profiler.listing(y).splitlines()
-                if line.startswith("again")
-            ]
+            again = calls_again(nn.profiler.listing(y))
         y.backward(clear_buffer=True)
         gradients.append(x.g.copy())
     np.testing.assert_array_equal(*gradients)
@@ -136,19 +141,25 @@ def test_what_was_computed_before_stays_as_it_is(look):
     assert (min(again) >= 16) == look
 
 
-def test_what_is_held_is_counted_and_kept():
+@pytest.mark.parametrize("hold", [False, True])
+def test_what_is_held_is_counted_and_kept(hold):
     x = nn.Variable((256, 128), need_grad=True)
     x.d = np.random.RandomState(0).randn(*x.shape)
-    with nn.auto_forward(), nn.memory_budget(1_500_000):
-        y, held = chain(x, False, True)
+    with nn.auto_forward(), nn.memory_budget(1):
+        y, held = chain(x, False, hold)
         with pytest.raises(
-            MemoryBudgetError, match=r"\[memory_budget\] 1,500,000 bytes are too few"
-        ):
+            MemoryBudgetError, match=r"\[memory_budget\] 1 bytes are too few"
+        ) as info:
             y.forward()
-        y, held = chain(x, False, False)
+    least = int(re.search(r"the least found is ([\d,]+)", str(info.value))[1].replace(",", ""))
+    assert least > 4 * x.size * len(held)
+    with nn.auto_forward(), nn.memory_budget(least):
+        y, held = chain(x, False, hold)
+        again = calls_again(nn.profiler.listing(y))
+        assert all(np.abs(h.d).max() <= 1 for h in held)
         y.backward(clear_buffer=True)
-    assert not held
-    assert np.isfinite(x.g).all()
+    sines = {4 * i + 3 for i in range(8)}
+    assert bool(again & sines) != hold
 
 
 def test_several_results_fit_with_the_same_bits(loss):
