@@ -58,6 +58,8 @@ def test_numbers_are_converted_as_ml_dtypes_does(size):
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
     np.testing.assert_array_equal(bfloat16.wide(found), expected.astype(np.float32))
+    turned = bfloat16.converted(values.reshape(-1, 5).T)
+    np.testing.assert_array_equal(turned.T.reshape(-1).astype(np.float32), bfloat16.wide(found))
 
 
 @pytest.mark.parametrize("type_config", ["float", "half", "mixed_half"])

@@ -123,10 +123,11 @@ def converted(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     to_wide = is_bfloat16(array)
     if out is None:
         out = pool.empty(array.shape, FLOAT32 if to_wide else dtype())
-    if array.size < _LARGE or not (array.flags.c_contiguous and out.flags.c_contiguous):
+    if array.size < _LARGE or not out.flags.c_contiguous:
         np.copyto(out, array, "same_kind")
         return out
-    x, y = bits(array).reshape(-1), bits(out).reshape(-1)
+    # ml_dtypes converts what does not lie in order far slower than NumPy copies it.
+    x, y = np.ascontiguousarray(bits(array)).reshape(-1), bits(out).reshape(-1)
     body = _widen if to_wide else _narrow
     parallel_for(lambda i, j: body(x[i:j], y[i:j]), x.size, _PART)
     return out

@@ -110,10 +110,15 @@ class _Products(NumbaNamespace):
             return super().matmul(a, b, out)
         if out is None:
             out = self.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
-        return bfloat16_affine.matmul(converted(a), converted(b), out)
+        return bfloat16_affine.matmul(_rounded(a), _rounded(b), out)
 
 
 _PRODUCTS = _Products()
+
+
+def _rounded(matrix: np.ndarray) -> np.ndarray:
+    """A matrix in bfloat16; it lies as it did where it lies by columns."""
+    return converted(matrix.T).T if matrix.T.flags.c_contiguous else converted(matrix)
 
 
 class WidenedChannels(Channels):
