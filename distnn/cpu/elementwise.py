@@ -27,6 +27,7 @@ from ..threads import parallel_for
 from . import mathematics
 from .bfloat16 import bits, load, store
 from .compiler import cache_folder, kernel
+from .simd import wide_vectors
 
 # Python of each operation, by NumPy's name, for elements of dtype T. Comparisons give 1 and 0;
 # maximum and minimum pass a NaN on. What is missing has no vector code here: NumPy's is faster.
@@ -321,7 +322,8 @@ def _loop(
     """The loop of these statements over arrays, of which `full` have all axes."""
     name = "formula_" + re.sub(r"\W+", "_", title)[:48]
     # Parts of the arrays, so that no index can be negative: only then does LLVM vectorise.
-    head = [*(f"{pointer} = {pointer}[start:stop]" for pointer in full), *before]
+    head = ["wide_vectors()"]
+    head += [*(f"{pointer} = {pointer}[start:stop]" for pointer in full), *before]
     nested = [
         "    " * depth + f"for {index} in range({full[0]}.shape[{depth}]):"
         for depth, index in enumerate(_INDICES[axes].split(", "))
@@ -338,7 +340,7 @@ def _compiled(name: str, source: str, dtype: np.dtype) -> Any:
     text = f"# T is {dtype.name}\n{source}"
     scope: dict[str, Any] = {
         "__name__": __name__, "T": dtype.type, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil,
-        "load": load, "store": store,
+        "load": load, "store": store, "wide_vectors": wide_vectors,
         **{name: getattr(mathematics, name) for name in _OF_FLOAT32},
     }  # fmt: skip
     exec(compile(text, _kept(name, text), "exec"), scope)
