@@ -17,6 +17,7 @@ from .bfloat16_simd import load_wide
 from .channels import CompiledChannels
 from .compiler import kernel
 from .simd import LANES, broadcast
+from .simd import load as load_lanes
 from .simd import store as store_lanes
 from .twin import CpuTwin
 
@@ -287,26 +288,28 @@ def _totals(x, total, squares):
 
 @kernel
 def _products(dy, x, mean, total, product):
+    """Image by image, as they lie in memory: each channel has vectors of sums of its own."""
     images, channels, pixels = x.shape
     whole = pixels // LANES * LANES
-    lanes = np.empty(LANES, np.float32)
-    for c in range(channels):
-        centre = broadcast(mean[c])
-        s = broadcast(np.float32(0))
-        p = broadcast(np.float32(0))
-        rest = np.float32(0)
-        more = np.float32(0)
-        for a in range(images):
+    lanes, rest = np.empty(2 * channels * LANES, np.float32), np.zeros((2, channels), np.float32)
+    half = channels * LANES
+    for i in range(0, len(lanes), LANES):
+        store_lanes(lanes, i, broadcast(np.float32(0)))
+    for a in range(images):
+        for c in range(channels):
             first = (a * channels + c) * pixels
+            centre = broadcast(mean[c])
+            s, p = load_lanes(lanes, c * LANES), load_lanes(lanes, half + c * LANES)
             for b in range(0, whole, LANES):
                 d = load_wide(dy, first + b)
                 s = s + d
                 p = d * (load_wide(x, first + b) - centre) + p
+            store_lanes(lanes, c * LANES, s)
+            store_lanes(lanes, half + c * LANES, p)
             for b in range(whole, pixels):
                 d_rest = load(dy[a, c, b])
-                rest += d_rest
-                more += d_rest * (load(x[a, c, b]) - mean[c])
-        store_lanes(lanes, 0, s)
-        total[c] = _sum(lanes) + rest
-        store_lanes(lanes, 0, p)
-        product[c] = _sum(lanes) + more
+                rest[0, c] += d_rest
+                rest[1, c] += d_rest * (load(x[a, c, b]) - mean[c])
+    for c in range(channels):
+        total[c] = _sum(lanes[c * LANES :]) + rest[0, c]
+        product[c] = _sum(lanes[half + c * LANES :]) + rest[1, c]
