@@ -18,7 +18,7 @@ from ..functions.convolution import FilterGradient as NumpyFilterGradient
 from ..functions.convolution_ways import Ways
 from ..functions.im2col import Patches as NumpyPatches
 from ..functions.winograd import possible
-from . import depthwise, dilated, direct, pointwise
+from . import depthwise, dilated, direct, pointwise, tiny_maps
 from .dilated import Dilated
 from .patches import Patches
 from .simd import LANES
@@ -56,6 +56,8 @@ class _Compiled(Bilinear, by_signature=False):
             ways["compiled pointwise"] = lambda: pointwise.Pointwise(xp, g, x_shape, w_shape)
         if direct.suits(g, x_shape, w_shape):
             ways["compiled direct"] = lambda: direct.Direct(xp, g, x_shape, w_shape)
+        if tiny_maps.suits(g, x_shape, w_shape):
+            ways["compiled tiny maps"] = lambda: tiny_maps.TinyMaps(xp, g, x_shape, w_shape)
         ways["compiled patches"] = lambda: Patches(xp, g, x_shape, w_shape)
         if self.is_plain_3x3(w_shape) and possible(x_shape, g.pad):
             winograd: Ways = {"compiled Winograd": lambda: Winograd(xp, x_shape, w_shape, g.pad)}

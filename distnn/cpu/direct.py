@@ -116,7 +116,7 @@ def correlate(x, filters, places, bias, planes, rows, depth, room, out, start, s
                         f, c, h = r * depth + k * ROWS, target + r * pixels, min(ROWS, rows - r)
                         multiply_tile(
                             vectors, filters, f, room, line + column, places, k, bias, r, out, c,
-                            pixels, count, h, lanes, add,
+                            1, ROWS, pixels, count, h, lanes, add,
                         )  # fmt: skip
                 column += few
 

@@ -257,8 +257,9 @@ class Patches:
         cut = _cut(c.window, rows, get_num_threads())
 
         def work(i: int, j: int) -> None:
-            panels = self._empty(cut.blocks * (DEPTH + 1) * LANES)
-            sums = self._empty(cut.blocks * (cut.rows + ROWS) * LANES)
+            panels, sums = self._rooms(
+                cut.blocks * (DEPTH + 1) * LANES, cut.blocks * (cut.rows + ROWS) * LANES
+            )
             correlate(
                 source,
                 c.window,
@@ -289,10 +290,12 @@ class Patches:
         out = self._empty(s.shares * dw.size) if several else dw.reshape(-1)
 
         def work(i: int, j: int) -> None:
-            panels = self._empty(s.cut.blocks * (s.cut.rows + ROWS) * LANES)
             columns = COLUMNS // LANES
-            right = self._empty(columns * (s.cut.blocks + 1) * LANES * LANES)
-            sums = self._empty(columns * (s.cut.rows + ROWS) * LANES)
+            panels, right, sums = self._rooms(
+                s.cut.blocks * (s.cut.rows + ROWS) * LANES,
+                columns * (s.cut.blocks + 1) * LANES * LANES,
+                columns * (s.cut.rows + ROWS) * LANES,
+            )
             correlate_filters(
                 source, window, s.forward.offsets, outer, s.rows, s.cut, s.shares, panels, right,
                 sums, out, i, j,
@@ -301,6 +304,12 @@ class Patches:
         parallel_for(work, s.sum_parts, _up(s.sum_parts, _CALLS))
         if several:
             np.add.reduce(out.reshape(s.shares, -1), axis=0, out=dw.reshape(-1))
+
+    def _rooms(self, *sizes: int) -> list[np.ndarray]:
+        """Arrays for one part, by one call: parts of small maps take not much longer than that."""
+        room = self._empty(sum(sizes))
+        ends = list(itertools.accumulate(sizes))
+        return [room[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def _empty(self, size: int) -> np.ndarray:
         return self.xp.empty((size,), np.float32)

@@ -52,6 +52,13 @@ class _Code:
     def times(self, i: int, distance: Any) -> Any:
         return self.builder.mul(self.number(i), distance)
 
+    def rows_up_to(self, height: Any) -> list[Any]:
+        """Numbers of a tile's rows; for those that are not there and not written, the last one."""
+        last = self.builder.sub(height, self.number(1))
+        numbers = [self.number(i) for i in range(ROWS)]
+        below = [self.builder.icmp_signed("<", i, last) for i in numbers]
+        return [self.builder.select(b, i, last) for b, i in zip(below, numbers, strict=True)]
+
     def sum_up(self, rows: list[Any], depth: Any, step: Any) -> list[list[Any]]:
         """Sums of `depth` addends; step(k) gives their factors, a pointer each, and vectors."""
         b = self.builder
@@ -84,20 +91,23 @@ class _Code:
 
 
 def _of_filters(vectors: int) -> Any:
-    """An intrinsic: filters times rows of pixels, which begin at places[k] for addend k."""
+    """An intrinsic: filters times rows of pixels, which begin at places[k] for addend k.
+
+    The number of row i and addend k is filters[i * f_row + k * f_step].
+    """
 
     @intrinsic
     def tile(
         typing: Any, filters: Any, f_start: Any, x: Any, x_start: Any, places: Any, k_first: Any,
-        bias: Any, first: Any, out: Any, o_start: Any, pixels: Any, depth: Any, height: Any,
-        lanes: Any, add: Any,
+        bias: Any, first: Any, out: Any, o_start: Any, f_row: Any, f_step: Any, pixels: Any,
+        depth: Any, height: Any, lanes: Any, add: Any,
     ) -> Any:  # fmt: skip
         def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def place(i: int) -> Any:
                 return address(context, builder, sig.args[i], *args[i : i + 2])
 
             filters, x, places, bias, out = (place(i) for i in (0, 2, 4, 6, 8))
-            pixels, depth, height, lanes, add = args[10:]
+            f_row, f_step, pixels, depth, height, lanes, add = args[10:]
             c = _Code(builder, depth.type)
             mask = mask_below(builder, lanes)
             targets = [
@@ -108,12 +118,14 @@ def _of_filters(vectors: int) -> Any:
                 for pointer in row:
                     fetch(builder, pointer, write=True)
 
+            rows = [c.at(filters, builder.mul(i, f_row)) for i in c.rows_up_to(height)]
+
             def step(k: Any) -> Any:
                 row = c.at(x, builder.load(c.at(places, k)))
                 values = [load_lanes(builder, c.at(row, j * LANES)) for j in range(vectors - 1)]
                 values.append(masked_load(builder, c.at(row, (vectors - 1) * LANES), mask))
-                factors = c.at(filters, builder.mul(k, c.number(ROWS)))
-                return [c.at(factors, i) for i in range(ROWS)], values
+                k = builder.mul(k, f_step)
+                return [c.at(row, k) for row in rows], values
 
             def begin(i: int) -> Any:
                 return splat(builder, builder.load(c.at(bias, i)))
@@ -122,7 +134,7 @@ def _of_filters(vectors: int) -> Any:
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(filters, n, x, n, places, n, bias, n, out, n, n, n, n, n, n), code
+        return types.void(filters, n, x, n, places, n, bias, n, out, n, n, n, n, n, n, n, n), code
 
     return tile
 
@@ -150,13 +162,7 @@ def _of_maps(vectors: int) -> Any:
                 [c.at(out, c.times(i, columns), j * LANES) for j in range(vectors)]
                 for i in range(ROWS)
             ]
-            # Rows below the last one are not there: it stands for them, and they are not written.
-            last = builder.sub(height, c.number(1))
-            maps = []
-            for i in range(ROWS):
-                row = c.number(i)
-                row = builder.select(builder.icmp_signed("<", row, last), row, last)
-                maps.append(c.at(a, builder.load(c.at(places, row))))
+            maps = [c.at(a, builder.load(c.at(places, i))) for i in c.rows_up_to(height)]
 
             def step(k: Any) -> Any:
                 row = c.at(b, builder.mul(k, c.number(LANES)))
@@ -188,15 +194,18 @@ def vectors_of(length):
 
 @functools.partial(kernel, forceinline=True)
 def multiply_tile(
-    vectors, filters, f, x, a, places, k, bias, b, out, c, pixels, depth, height, lanes, add
+    vectors, w, f, x, a, places, k, bias, b, out, c, row, step, pixels, depth, height, n, add
 ):
-    """out = filters x + bias, or added to it with `add`: a tile of so many vectors."""
+    """out = w x + bias, or added to it with `add`: a tile of so many vectors, n lanes in the last.
+
+    Rows of w are `row` elements apart, and their addends `step`.
+    """
     if vectors == 3:
-        _filters_3(filters, f, x, a, places, k, bias, b, out, c, pixels, depth, height, lanes, add)
+        _filters_3(w, f, x, a, places, k, bias, b, out, c, row, step, pixels, depth, height, n, add)
     elif vectors == 2:
-        _filters_2(filters, f, x, a, places, k, bias, b, out, c, pixels, depth, height, lanes, add)
+        _filters_2(w, f, x, a, places, k, bias, b, out, c, row, step, pixels, depth, height, n, add)
     else:
-        _filters_1(filters, f, x, a, places, k, bias, b, out, c, pixels, depth, height, lanes, add)
+        _filters_1(w, f, x, a, places, k, bias, b, out, c, row, step, pixels, depth, height, n, add)
 
 
 @kernel

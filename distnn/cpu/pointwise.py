@@ -82,8 +82,8 @@ def multiply(filters, x, places, bias, out, groups, rows, depth, pixels, chunk, 
                     f = (group * tiles + tile) * depth * ROWS + k * ROWS
                     c, b, h = target + r * pixels, group * rows + r, min(ROWS, rows - r)
                     multiply_tile(
-                        vectors, filters, f, x, source, places, k, bias, b, out, c, pixels,
-                        count, h, lanes, add,
+                        vectors, filters, f, x, source, places, k, bias, b, out, c, 1, ROWS,
+                        pixels, count, h, lanes, add,
                     )  # fmt: skip
             p += few
 
