@@ -13,13 +13,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from .capture import get_capture
-from .context import current_world
+from .context import World, current_world
 from .errors import GraphError
 
 if TYPE_CHECKING:
     from .record import Record
 
-_inside: ContextVar[bool] = ContextVar("distnn_step", default=False)
+_inside: ContextVar[World | None] = ContextVar("distnn_step", default=None)  # whose step it is
 
 
 @contextmanager
@@ -46,12 +46,12 @@ def step() -> Iterator[None]:
     >>> float(loss.d), float(w.d[0])
     (0.5625, 0.375)
     """
-    if _inside.get():
+    if _inside.get() is not None:
         raise GraphError(
             "[step] this is inside of another step; end that one first: a step is one launch"
         )
-    token = _inside.set(True)
     world = current_world()
+    token = _inside.set(world)
     try:
         yield
     finally:
@@ -62,9 +62,9 @@ def step() -> Iterator[None]:
 
 def waiting_calls() -> Record | None:
     """Where a call waits now; None where it runs at once."""
-    if not _inside.get() or not get_capture():
-        return None
     world = current_world()
+    if _inside.get() is not world or not get_capture():
+        return None
     if (
         world.communicator is not None
         or world.before_effect is not None

@@ -362,6 +362,27 @@ def test_without_the_driver_graphs_are_launched_one_by_one(monkeypatch, caplog):
     assert sum("one after the other" in line for line in caplog.messages) == 1
 
 
+def test_what_another_world_does_in_a_step_is_done_at_once():
+    def work(step):
+        found = []
+        with world_scope(World()) as other:
+            other.context = Context(["cudnn:float"])
+            x, t, loss, solver = trainer(S.Sgd(0.05), small)
+        for _, batch in zip(range(STEPS), batches(), strict=False):
+            with step(), world_scope(other):
+                x.d, t.d = batch
+                loss.forward(clear_no_need_grad=True)
+                solver.zero_grad()
+                loss.backward(clear_buffer=True)
+                solver.update()
+            with world_scope(other):
+                assert other.record is None or not other.record._later
+                found.append((loss.d.copy(), parameters()))
+        return found
+
+    assert -1 not in all_ways(work)
+
+
 def test_a_step_in_a_step():
     with nn.step(), pytest.raises(GraphError, match="inside of another step"), nn.step():
         pass
