@@ -35,7 +35,9 @@ def test_products_and_bias(rows, depth, columns, first, second):
     bias, wide = drawn(columns), np.full((rows, columns + 8), 7, np.float32)
     out = wide[:, :columns]
     assert matmul.suits(a, b, out)
-    matmul.multiply(a, b, out, bias)
+    sums = np.empty(columns, np.float32)
+    matmul.multiply(a, b, out, bias, sums)
+    np.testing.assert_allclose(sums, b.astype(np.float64).sum(0), atol=1e-5 * np.sqrt(depth))
     exact = a.astype(np.float64) @ b.astype(np.float64) + bias
     assert np.abs(out - exact).max() < 3e-7 * np.sqrt(depth) * np.abs(exact).max()
     assert (wide[:, columns:] == 7).all()

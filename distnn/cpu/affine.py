@@ -36,9 +36,15 @@ class Affine(CpuTwin):
 
     def backward(self, xp: Any, need: Any, dy: Any, x: Any, w: Any, *, out: Any) -> None:
         if not _is_small(x, dy.size * len(w)):
+            dy2 = dy.reshape(-1, w.size // len(w))
+            if need.w and need.b:
+                dw = out.w.reshape(len(w), -1)
+                if suits(x.reshape(-1, len(w)).T, dy2, dw):
+                    multiply(x.reshape(-1, len(w)).T, dy2, dw, sums=out.b.reshape(-1))
+                    need = need._replace(w=False, b=False)
             self.function.backward(xp, need._replace(b=False), dy, x, w, out=out)
             if need.b:
-                sum_of_rows(dy.reshape(-1, out.b.size), out.b.reshape(-1))
+                sum_of_rows(dy2, out.b.reshape(-1))
             return
         dx = NO_MATRIX if out.x is None else out.x
         dw = NO_MATRIX if out.w is None else out.w

@@ -17,7 +17,7 @@ from ..memory import pool
 from ..threads import get_num_threads, parallel_for
 from .compiler import kernel
 from .matmul_tile import BLOCKS, ROWS, narrow_tile, tile
-from .simd import LANES, load, load_part, load_transposed, store
+from .simd import LANES, broadcast, load, load_part, load_transposed, store
 from .twin import LARGE_PRODUCT
 
 # Blocks of addends that are worked on at a time, and of columns of a part at the most.
@@ -28,6 +28,7 @@ _LEAST_ROWS = 32
 _LEAST_OF_BATCH = 2**14
 _DEEPEST = 512
 _PART = 2**22
+_NOTHING = np.empty(0, np.float32)
 # Blocks of columns that a part packs where all of a matrix is packed.
 _PACKED = 8
 
@@ -48,16 +49,25 @@ def suits(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> bool:
 
 
 def multiply(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None = None
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    bias: np.ndarray | None = None,
+    sums: np.ndarray | None = None,
 ) -> np.ndarray:
-    """out = a b + bias; a and b may be transposed, out lies in rows."""
+    """out = a b + bias, and sums = the sum of the rows of b, if there is an array for it.
+
+    a and b may be transposed, out lies in rows.
+    """
     rows, depth = a.shape
     blocks = b.shape[1] // LANES
     shift = np.zeros(b.shape[1], np.float32) if bias is None else np.ascontiguousarray(bias)
     kinds = _lies_in_rows(a), _lies_in_rows(b)
     a, b = (m if in_rows else m.T for m, in_rows in zip((a, b), kinds, strict=True))
     distances = _distance(a), _distance(b), _distance(out)
-    arrays = _flat(a), _flat(b), shift, _flat(out)
+    total = _NOTHING if sums is None else sums
+    total.fill(0)
+    arrays = _flat(a), _flat(b), shift, _flat(out), total
     height, width = _part(rows, blocks, get_num_threads())
     across = -(-blocks // width)
 
@@ -159,7 +169,7 @@ def _flat(matrix: np.ndarray) -> np.ndarray:
 
 @kernel
 def _multiply(
-    a, b, bias, out, a_in_rows, b_in_rows, a_distance, b_distance, distance, depth, row, rows,
+    a, b, bias, out, sums, a_in_rows, b_in_rows, a_distance, b_distance, distance, depth, row, rows,
     column, columns,
 ):  # fmt: skip
     """Rows of the result from `row` on, and blocks of columns from `column` on."""
@@ -174,6 +184,8 @@ def _multiply(
             _pack(b, first * b_distance + left, b_distance, addends, columns, y)
         else:
             _pack_transposed(b, left * b_distance + first, b_distance, addends, columns, y)
+        if sums.size and row == 0:
+            _add_rows(y, addends, columns, sums, left)
         for i in range(row, row + rows, ROWS):
             n = min(ROWS, row + rows - i)
             _cut(a, i, first, a_in_rows, a_distance, n, addends, x)
@@ -265,6 +277,21 @@ def _pack_transposed(matrix, place, distance, rows, blocks, packed):
             vectors = load_transposed(matrix, start, distance, LANES, LANES)
             for k in range(LANES):
                 store(packed, (block * rows + row + k) * LANES, vectors[k])
+
+
+@kernel
+def _add_rows(packed, rows, blocks, sums, start):
+    """Add the rows of a packed matrix to sums from an element on, as reduction.sum_of_rows does."""
+    for block in range(blocks):
+        piece = broadcast(np.float32(0))
+        for first in range(0, rows, LANES):
+            place = (block * rows + first) * LANES
+            part = load(packed, place)
+            for row in range(1, LANES):
+                part = part + load(packed, place + row * LANES)
+            piece = piece + part
+        place = start + block * LANES
+        store(sums, place, load(sums, place) + piece)
 
 
 @kernel

@@ -24,7 +24,7 @@ from .twin import CpuTwin
 intrinsic: Any = numba.extending.intrinsic
 
 # Elements of a part that one thread works on.
-_PART = 32_768
+_PART = 131_072
 
 # Sums may be made in any order, which is the compiler's and the same in every run.
 _rows = partial(kernel, fastmath={"reassoc", "contract"})

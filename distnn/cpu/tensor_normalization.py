@@ -20,7 +20,7 @@ from .compiler import kernel
 from .twin import CpuTwin
 
 # Elements of a part that one thread works on.
-_PART = 65_536
+_PART = 131_072
 # Segments from here on are worth a vector loop.
 _LONG = 16
 
