@@ -100,8 +100,9 @@ def test_products_of_few_rows_are_those_of_float32():
     ("w", "stride", "dilation", "tiles"),
     [
         ((64, 64, 5, 5), 1, 1, True),
-        ((64, 64, 3, 3), 1, 2, True),
+        ((64, 64, 4, 4), 1, 2, True),
         ((64, 64, 3, 3), 1, 1, False),  # Winograd's
+        ((64, 64, 3, 3), 1, 2, False),
         ((64, 64, 3, 3), 2, 1, False),
         ((64, 64, 1, 1), 1, 1, False),
         ((64, 3, 7, 7), 1, 1, False),
@@ -142,9 +143,9 @@ def test_parts_of_numbers():
 def test_without_tiles_it_is_float32(monkeypatch):
     monkeypatch.setattr(bfloat16_affine, "uses_tiles", lambda: False)
     monkeypatch.setattr(high_precision, "uses_tiles", lambda: False)
-    values = [
-        np.random.default_rng(0).standard_normal(s).astype(np.float32) for s in SHAPES["affine"]
-    ]
+    # Shapes that no other test has: what carries out a function is chosen once.
+    shapes = [(450, 460), (460, 470), (470,)]
+    values = [np.random.default_rng(0).standard_normal(s).astype(np.float32) for s in shapes]
     for a, b in zip(
         results("affine", values, "high"), results("affine", values, "highest"), strict=True
     ):

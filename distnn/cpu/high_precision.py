@@ -33,7 +33,7 @@ _PART = 65_536
 _PRODUCTS = 200
 _ADDENDS = 128
 # And a convolution: taps for each pixel of x, and channels and filters, which fill tiles.
-_TAPS = 9
+_TAPS = 16
 _CHANNELS = 32
 
 
@@ -101,10 +101,10 @@ class _High:
 
     @classmethod
     def can(cls, function: Any, x_shape: Any, w_shape: Any) -> bool:
-        """Whether tiles compute it, and faster than float32 (3x3 by Winograd's way)."""
+        """Whether tiles compute it, and faster than float32, whose 3x3 is Winograd's."""
         w = function.first_shape(w_shape)
         read = math.prod(w[2:]) // math.prod(function.geometry.stride)
-        pays = read >= _TAPS and min(w[:2]) >= _CHANNELS and not function.is_plain_3x3(w)
+        pays = read >= _TAPS and min(w[:2]) >= _CHANNELS
         return pays and super().can(function, x_shape, w_shape)  # type: ignore[misc]
 
     def algorithm(
