@@ -102,6 +102,20 @@ def test_a_candidate_without_memory_is_passed_over():
     assert autotune.least_time({"large": fail, "slow": lambda: time.sleep(0.001)}) == "slow"
 
 
+def test_without_memory_to_try_the_expected_way_is_taken(timed, made, monkeypatch):
+    convolved()
+
+    class Poor:
+        def standard_normal(self, *arguments):
+            raise MemoryError
+
+    monkeypatch.setattr(convolution_ways.np.random, "default_rng", lambda seed: Poor())
+    nn.set_autotune(True)
+    convolved()
+    assert len({*made}) == 1
+    assert timed == []
+
+
 def test_a_choice_is_made_once_for_forward_and_backward_in_every_mode(timed, made):
     usual = convolved()
     nn.set_autotune(True)
