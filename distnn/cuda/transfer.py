@@ -109,6 +109,7 @@ class _Ring:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._buffers: deque[tuple[Any, Any]] = deque()
         self._landings: deque[tuple[int, Any, Any]] = deque()  # bytes, memory, event
+        self._lent: dict[int, Any] = {}  # memory by address, while somebody has it
 
     def uploaded(self, array: np.ndarray, dtype: np.dtype) -> Any:
         """The values in device memory; the host waits only for a buffer that is still in use."""
@@ -118,6 +119,7 @@ class _Ring:
         np.copyto(staged, array, "unsafe")
         compute = cupy.cuda.get_current_stream()
         chunk, free = self._landing(nbytes, compute)
+        self._lent[chunk.ptr] = chunk
         landing = cupy.cuda.MemoryPointer(_Landing(self, chunk, nbytes, compute), 0)
         self._stream.wait_event(free)
         landing.copy_from_host_async(memory.ptr, nbytes, self._stream)
@@ -145,8 +147,8 @@ class _Ring:
         # Work that was queued when this was another array may still use it.
         return cupy.cuda.alloc(nbytes), compute.record()
 
-    def give_back(self, nbytes: int, chunk: Any, free: Any) -> None:
-        self._landings.append((nbytes, chunk, free))
+    def give_back(self, nbytes: int, address: int, free: Any) -> None:
+        self._landings.append((nbytes, self._lent.pop(address), free))
         if len(self._landings) > _LANDINGS:
             self._landings.popleft()
 
@@ -158,16 +160,19 @@ class _Ring:
 
 
 class _Landing(cupy.cuda.UnownedMemory):
-    """A landing while somebody has it."""
+    """A landing while somebody has it; the ring keeps its memory meanwhile, not this object.
+
+    Collected as garbage it could not keep what it alone has: that would be garbage, too.
+    """
 
     def __init__(self, ring: _Ring, chunk: Any, nbytes: int, compute: Any) -> None:
-        super().__init__(chunk.ptr, nbytes, chunk, cupy.cuda.runtime.getDevice())
-        self._own = ring, chunk, compute
+        super().__init__(chunk.ptr, nbytes, ring, cupy.cuda.runtime.getDevice())
+        self._own = ring, compute
 
     def __del__(self) -> None:
-        ring, chunk, compute = self._own
+        ring, compute = self._own
         if not sys.is_finalizing():
-            ring.give_back(self.size, chunk, compute.record())
+            ring.give_back(self.size, self.ptr, compute.record())
 
 
 def let_go_of_landings() -> bool:
