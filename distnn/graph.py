@@ -122,6 +122,12 @@ class Value:
             return self._weak_data()
         return self._data
 
+    def clear(self, reason: str) -> None:
+        """Let go of the memory of the data, if there are some; see Storage.clear."""
+        data = self.present_data()
+        if data is not None:
+            data._storage.clear(reason)
+
     def hold_weakly(self, data: NdArray) -> None:
         """Let others decide how long the data live."""
         self._data = None
