@@ -10,11 +10,12 @@ import numpy as np
 from .backend import Backend
 from .derivative import bind, gradients_by_rules
 from .gradients import Gradient, ReadyCallback, add_to_leaf, give, gradient_memory, seed_gradient
-from .graph import Hook, Node, Value
+from .graph import Hook, Node
 from .memory import owns_memory
 from .ndarray import NdArray
 from .plan import BackwardStep, Contribution
 from .recompute import compute_again, forgotten
+from .value import Value
 
 if TYPE_CHECKING:
     from .execution import Execution

@@ -22,12 +22,13 @@ from .context import (
 )
 from .errors import ArgumentError, DtypeError, GraphError
 from .function import Function, prepare
-from .graph import Node, Value, needs, shapes_of
+from .graph import Node, needs, shapes_of
 from .hooks import NO_HOOKS, function_hooks
 from .ndarray import NdArray
 from .recompute import is_recomputing, marked
 from .record import current_record
 from .storage import Storage
+from .value import Value
 from .variable import Variable
 
 _NO_HOOKS = (None, None)

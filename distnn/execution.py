@@ -22,15 +22,17 @@ from .errors import GraphError
 from .forward_bindings import Bindings, bind
 from .forward_segment import run_forward
 from .gradients import ReadyCallback, add_to_leaf, gradient_memory, seed_gradient
-from .graph import Hook, Node, Value, nodes_of, version
+from .graph import Hook, Node, nodes_of
 from .hooks import NO_HOOKS, function_hooks
 from .memory_budget import current_budget, fitting
 from .ndarray import NdArray
-from .plan import BackwardStep, Graph, Plan, plans
+from .plan import BackwardStep, Plan, plans
 from .recompute import marked
 from .rematerialization import sparing
 from .step import waiting_calls
 from .storage import Storage
+from .structure import Graph
+from .value import Value, version
 
 if TYPE_CHECKING:
     from .variable import Variable

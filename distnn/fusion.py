@@ -44,7 +44,8 @@ from typing import NamedTuple
 from .formula import Formula
 from .formula_chain import Chain, Link, renamed
 from .function import Binding, Kind, Rule, Setup
-from .plan import BackwardStep, Call, ForwardStep, Plan
+from .plan import BackwardStep, ForwardStep, Plan
+from .structure import Call
 
 # A kernel of many arrays has few registers for each; and a chain is read by people.
 _MOST_LINKS = 16

@@ -18,8 +18,9 @@ from .function import Reads
 from .graph import Node
 from .namespace import variable_namespace
 from .ndarray import NdArray
-from .plan import Contribution, Graph, Plan
+from .plan import Contribution, Plan
 from .recompute import compute_again, forgotten
+from .structure import Graph
 from .variable import Variable
 
 

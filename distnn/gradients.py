@@ -9,9 +9,9 @@ import numpy as np
 
 from . import transfer
 from .backend import Backend
-from .graph import Value
 from .ndarray import NdArray
 from .storage import Storage
+from .value import Value
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -20,10 +20,12 @@ from typing import NamedTuple
 from .arena import aligned, live_bytes
 from .errors import ArgumentError, MemoryBudgetError
 from .function import Setup
-from .graph import Node, Value
+from .graph import Node
 from .liveness import iteration
-from .plan import Call, Graph, Plan, plans
+from .plan import Plan, plans
 from .rematerialization import sparing
+from .structure import Call, Graph
+from .value import Value
 
 _budget: ContextVar[int | None] = ContextVar("distnn_memory_budget", default=None)
 # Arithmetic operations of a product of matrices that take as long as to move a byte.

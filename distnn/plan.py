@@ -10,130 +10,18 @@ Values that share memory (a reshape and its input) belong to one group, which is
 from __future__ import annotations
 
 import copy
-import sys
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from . import transfer
 from .errors import ContextError
-from .function import Setup, Spec
-from .graph import Node, Value, needs, nodes_of
-from .recompute import all_of, kept_positions, marked
+from .function import Spec
+from .recompute import all_of, kept_positions
+from .structure import BLOCKED, FORGOTTEN, MARKED, PERSISTENT, WANTED, Call, Graph, all_forgotten
 
 _MOST_PLANS = 256
-
-
-class Graph:
-    """A live graph at one moment: its nodes, in order of creation, and its values by slot."""
-
-    def __init__(
-        self, roots: Sequence[Value], calls: list[Node] | None = None, upcoming: bool = False
-    ) -> None:
-        """Look at a graph.
-
-        Args:
-            calls: only these, in order of creation: recorded calls, whose results are computed for
-                the first time. None is all that the roots depend on.
-            upcoming: what its next forward will forget (recompute.py), not what its last one did.
-        """
-        self.recorded = calls is not None
-        self.nodes: list[Node] = nodes_of(roots) if calls is None else calls
-        self.leaves: dict[int, Value] = {}
-        slots: dict[int, int] = {}
-        parts: list[object] = []
-        shared = True
-        count = 0
-        for node in self.nodes:
-            setup = node.setup
-            if not node.eager:
-                node.need = needs(setup, node.sources)
-            sources = []
-            for value in node.sources:
-                if value is None:
-                    sources.append(-1)
-                    continue
-                slot = slots.get(id(value))
-                if slot is None:
-                    slot = slots[id(value)] = count
-                    self.leaves[slot] = value
-                    count += 1
-                sources.append(slot)
-            flags = 0
-            for i in range(setup.n_outputs):
-                output = node.live_output(i)
-                if output is not None:
-                    slots[id(output)] = count + i
-                    flags |= _flags(output) << (_FLAGS * i)
-            forgets = marked(node) if upcoming and not node.eager else node.forgets
-            if forgets:
-                for i in range(setup.n_outputs):
-                    flags |= (forgets >> i & 1) * _FORGOTTEN << (_FLAGS * i)
-            parts += (setup, tuple(sources), count, node.need, flags)
-            count += setup.n_outputs
-            shared = shared and setup.shared
-        self._slots = slots
-        # Leaves are told apart by where their gradients go, not by the Variable: a parameter used
-        # twice is one leaf, whatever views of it the layers were given.
-        places: dict[int, int] = {}
-        self.gradients: dict[int, int] = {}  # leaf slot -> number of its gradient's storage
-        for slot, value in self.leaves.items():
-            if value.need_grad and not self.recorded:
-                storage = value.grad._storage
-                self.gradients[slot] = places.setdefault(id(storage), len(places))
-        self.n_slots = count
-        self.roots = tuple(slots[id(value)] for value in roots)
-        self.key = (tuple(parts), tuple(self.gradients.items()), self.roots, self.recorded)
-        self.shared = shared
-
-    def held(self) -> frozenset[int]:
-        """Slots of results that somebody holds besides the nodes of this graph."""
-        readers = Counter(id(value) for node in self.nodes for value in node.sources)
-        found = []
-        for node in self.nodes:
-            for i in range(node.setup.n_outputs):
-                value = node.live_output(i)
-                # By a local name here, and as an argument.
-                if value is not None and sys.getrefcount(value) > readers[id(value)] + 2:
-                    found.append(self._slots[id(value)])
-        return frozenset(found)
-
-    def slot_of(self, value: Value) -> int | None:
-        """The slot of a value; None for one that is not in this graph."""
-        return self._slots.get(id(value))
-
-
-# Bits of an output's flags.
-_PERSISTENT, _BLOCKED, _WANTED, _FORGOTTEN, _MARKED = 1, 2, 4, 8, 16
-_FLAGS = 5
-
-
-def _flags(output: Value) -> int:
-    """What the user set on a result: to keep it or not, to stop gradients at it, to start them."""
-    flags = _PERSISTENT if output.persistent else 0
-    flags |= _MARKED if output.recompute else 0
-    if output.need is not None:
-        flags |= _WANTED if output.need else _BLOCKED
-    return flags
-
-
-class Call(NamedTuple):
-    """One node of the structure."""
-
-    setup: Setup
-    sources: tuple[int, ...]  # slots; -1 where an optional input is absent
-    targets: range  # slots of the outputs
-    need: tuple[bool, ...]
-    flags: int
-
-    def flagged(self, bit: int) -> list[int]:
-        """Slots of the outputs that have the flag."""
-        return [s for i, s in enumerate(self.targets) if self.flags >> (_FLAGS * i) & bit]
-
-
-def _all_forgotten(call: Call) -> int:
-    return sum(_FORGOTTEN << (_FLAGS * i) for i in range(len(call.targets)))
 
 
 class ForwardStep(NamedTuple):
@@ -195,8 +83,8 @@ class Plan:
         self.gradients = dict(graph.gradients)  # leaf slot -> number of its gradient's storage
         self.producer = {s: k for k, call in enumerate(self.calls) for s in call.targets}
         # Results whose own gradient the user asked for; those stay after backward.
-        self.wanted = frozenset(s for call in self.calls for s in call.flagged(_WANTED))
-        self.persistent = frozenset(s for call in self.calls for s in call.flagged(_PERSISTENT))
+        self.wanted = frozenset(s for call in self.calls for s in call.flagged(WANTED))
+        self.persistent = frozenset(s for call in self.calls for s in call.flagged(PERSISTENT))
         self.dead = self._dead() if self._recorded else frozenset()
         # Leaves of recorded calls may be results that others forgot.
         self._settle_forgotten(s for s, value in graph.leaves.items() if value.forgotten)
@@ -217,7 +105,7 @@ class Plan:
 
     def _settle_forgotten(self, leaves: Iterable[int]) -> None:
         """What backward computes again, and what calls keep therefore."""
-        found = (s for call in self.calls for s in call.flagged(_FORGOTTEN))
+        found = (s for call in self.calls for s in call.flagged(FORGOTTEN))
         self.forgotten = frozenset((*found, *leaves))
         self.kept = tuple(
             () if k in self.dead else self._kept_positions(call)
@@ -235,7 +123,7 @@ class Plan:
         """A plan of the same calls of which these forget their results, too."""
         plan = copy.copy(self)
         plan.calls = tuple(
-            call._replace(flags=call.flags | _all_forgotten(call)) if k in calls else call
+            call._replace(flags=call.flags | all_forgotten(call)) if k in calls else call
             for k, call in enumerate(self.calls)
         )
         plan._settle_forgotten(())
@@ -361,7 +249,7 @@ class Plan:
                 for k in range(len(self.calls)):
                     kept.update(self._group[s] for s in self.kept_slots(k))
             else:
-                marked = {s for call in self.calls for s in call.flagged(_MARKED)}
+                marked = {s for call in self.calls for s in call.flagged(MARKED)}
                 freed = marked & self.forgotten
                 kept.update(g for s, g in enumerate(self._group) if s not in freed)
         last: dict[int, int] = {}
@@ -433,7 +321,7 @@ class Plan:
                 needed and slot in useful
                 for needed, slot in zip(call.need, call.sources, strict=True)
             )
-            blocked = call.flagged(_BLOCKED)
+            blocked = call.flagged(BLOCKED)
             targets = tuple(s if s in flowing and s not in blocked else -1 for s in call.targets)
             if True not in need or max(targets) < 0:
                 continue

@@ -20,9 +20,10 @@ from .fusion import (
 from .liveness import iteration
 from .memory import pool
 from .memory_budget import current_budget, fitting
-from .plan import BackwardStep, ForwardStep, Graph, Plan, plans
+from .plan import BackwardStep, ForwardStep, Plan, plans
 from .record import current_record
 from .rematerialization import sparing
+from .structure import Graph
 from .variable import Variable
 
 

@@ -29,12 +29,13 @@ from .context import World, current_world, world_scope
 from .errors import ClearedError
 from .evaluation import read_indices
 from .function import Function, Setup, prepare
-from .graph import Node, Value, needs, shapes_of, version
+from .graph import Node, needs, shapes_of
 from .launching import split, together
 from .ndarray import NdArray
 from .recompute import is_recomputing
 from .recorded_calls import Calls, Step, compute, settle
 from .storage import Storage
+from .value import Value, version
 from .variable import Variable
 
 # Calls that wait at most: what nobody ever looks at must not pile up.

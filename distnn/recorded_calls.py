@@ -15,13 +15,15 @@ from .execution import Known
 from .forward_program import forward_program
 from .forward_segment import run_forward
 from .function import Function, Setup, Spec
-from .graph import Node, Value
+from .graph import Node
 from .memory_budget import current_budget
 from .ndarray import NdArray
-from .plan import Graph, Plan
+from .plan import Plan
 from .recompute import marked
 from .rematerialization import spared
 from .storage import Storage
+from .structure import Graph
+from .value import Value
 
 _MOST_STRUCTURES = 256
 # References to a result's NdArray where only the record has it: in `Calls.data`, in a local name,

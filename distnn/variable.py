@@ -11,8 +11,9 @@ import numpy as np
 from .context import current_world, launch_step
 from .errors import ArgumentError, DtypeError, GraphError, ShapeError
 from .execution import backward, forward
-from .graph import Hook, Node, Value, nodes_of, version
+from .graph import Hook, Node, nodes_of
 from .ndarray import NdArray, check_shape
+from .value import Value, version
 
 
 class Variable:

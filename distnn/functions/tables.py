@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import Value
 from ..ndarray import NdArray
+from ..value import Value
 from ..variable import Variable
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import transfer
-from ..graph import version
 from ..parameter_slab import Block, Run, runs
 from ..storage import Storage
+from ..value import version
 from ..variable import Variable
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from ..capture import Site
 from ..context import compute_recorded, current_backend, launch_step
 from ..errors import ArgumentError, SolverError
 from ..formula import Assignments
-from ..graph import version
 from ..hooks import NO_HOOKS, solver_hooks
 from ..ndarray import NdArray
 from ..parameter_slab import Block, Run, attached
 from ..solver_segment import run_solver
 from ..step import waiting_calls
 from ..storage import Storage
+from ..value import version
 from ..variable import Variable
 from .active import ActiveRuns, Parameter
 from .jobs import by_backend, run
