@@ -61,10 +61,11 @@ def gradients(function: Any) -> list[Any]:
         def call(self, gradient: Any, *arrays: Any, **numbers: Any) -> Any:
             return gradient
 
-    return [
+    found = [
         rule.compute(function, Recorder(), **dict.fromkeys(rule.names))
         for rule in function.declaration.rules.values()
     ]
+    return [made for made in found if made is not None]  # others are dy itself
 
 
 def sources_of(function: Any) -> Iterator[tuple[str, str]]:

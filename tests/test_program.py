@@ -85,11 +85,11 @@ def test_programs_give_the_bits_of_the_walk(network, accumulate):
 
 def test_a_graph_that_runs_again_has_a_program_and_others_have_none(monkeypatch):
     made = []
-    for module in (forward_program, backward_program):
+    for module, user in ((forward_program, "forward_bindings"), (backward_program, "execution")):
         name = module.__name__.removeprefix("distnn.")
         make = getattr(module, name)
         monkeypatch.setattr(
-            f"distnn.execution.{name}",
+            f"distnn.{user}.{name}",
             lambda *args, make=make, name=name: made.append(name) or make(*args),
         )
     x = nn.Variable((2, 3), need_grad=True)
