@@ -124,7 +124,7 @@ DIRECT = {
     "1x1": Convolution((4, 96, 14, 14), (64, 96, 1, 1)),
     "1x1, stride 2": Convolution((4, 96, 15, 15), (64, 96, 1, 1), 0, 2),
     "3x3, stride 2": Convolution((4, 64, 15, 15), (48, 64, 3, 3), 1, 2),
-    "3x3, dilated": Convolution((4, 64, 15, 15), (48, 64, 3, 3), 2, 1, 2),
+    "3x3, dilated, odd padding": Convolution((4, 64, 15, 15), (48, 64, 3, 3), 1, 1, 2),
     "3x3, groups": Convolution((4, 64, 15, 15), (48, 16, 3, 3), 1, 1, 1, 4),
     "3x3, depthwise": Convolution((8, 64, 15, 15), (64, 1, 3, 3), 1, 1, 1, 64),
     "5x5": Convolution((4, 32, 15, 15), (48, 32, 5, 5), 2),
@@ -132,6 +132,7 @@ DIRECT = {
 }
 WINOGRAD = {
     "3x3 of small maps": Convolution((8, 64, 8, 8), (64, 64, 3, 3), 1),
+    "3x3, dilated": Convolution((4, 64, 15, 15), (48, 64, 3, 3), 2, 1, 2),
     "3x3 of large maps": Convolution((1, 48, 40, 40), (48, 48, 3, 3), 1),
 }
 KINDS = DIRECT | WINOGRAD
