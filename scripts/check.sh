@@ -41,6 +41,8 @@ table="(definition and not double) or backward_agrees or static_dynamic"
 
 # What only computes, and so may share the machine. Other tests measure time, or start ranks.
 computing="-e /test_cpu_ -e /test_functions_ -e /test_solvers -e /test_rec -e /test_program -e /test_fusion"
+computing="$computing -e /test_accuracy -e /test_convolution -e /test_memory_budget -e /test_random_functions"
+computing="$computing -e /test_sequences -e /test_seed_network -e /test_sync_batch -e /test_function_errors"
 files=$(ls tests/test_*.py tests/*/test_*.py | grep -v /test_functions.py)
 
 step "function table, and beside it with compiled CPU kernels at all sizes"
