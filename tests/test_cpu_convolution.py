@@ -110,15 +110,15 @@ def test_results_and_gradients_agree_with_the_definition(x, filters, pads):
 
 
 def test_errors_are_near_those_of_the_numpy_transforms():
-    """The gradient of the filters is added up in another order by BLAS."""
+    """Those of the filters' gradient are larger: NumPy's are added up group of images by group."""
     problem = Problem((32, 128, 8, 8), 128, (1, 1))
     numpy = numpy_winograd.Winograd(
         xp, problem.x.shape, problem.w.shape, problem.pads, np.dtype(np.float32), None
     )
     found = problem.errors(problem.results(ours(problem)))
     theirs = problem.errors(problem.results(numpy))
-    for a, b in zip(found[:3], theirs, strict=True):
-        assert a <= 1.4 * b
+    for a, b, factor in zip(found[:3], theirs, (1.1, 1.1, 1.4), strict=True):
+        assert a <= factor * b
 
 
 @pytest.mark.parametrize("index", [0, 3, 9, 10])
